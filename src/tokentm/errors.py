@@ -1,0 +1,62 @@
+"""What users are told when something goes wrong: one sentence with what was given, what was expected, what works."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "HubUnreachableError",
+    "ImageError",
+    "InputError",
+    "MissingExtraError",
+    "ModelLoadError",
+    "OutputError",
+    "TargetError",
+    "TokentmError",
+    "UnsupportedModelError",
+    "nearest",
+]
+
+
+class TokentmError(Exception):
+    """Base of every error that tokentm raises on purpose; its text is meant for the user."""
+
+
+class InputError(TokentmError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class TargetError(InputError):
+    """The class asked for does not exist in this model."""
+
+
+class ImageError(InputError):
+    """A file or tensor is not an image that can be explained."""
+
+
+class UnsupportedModelError(TokentmError, TypeError):
+    """The model is none of the known families, or has a part whose map would be wrong."""
+
+
+class ModelLoadError(TokentmError, ValueError):
+    """A model name, folder or weight file cannot be turned into a model."""
+
+
+class HubUnreachableError(ModelLoadError):
+    """Weights must come from a hub that does not answer."""
+
+
+class MissingExtraError(TokentmError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+class OutputError(TokentmError, OSError):
+    """A result cannot be written."""
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """Return ``" Did you mean 'a', 'b'?"`` for the known names closest to ``name``, or an empty string."""
+    by_lower = {entry.lower(): entry for entry in known}
+    close = get_close_matches(name.lower(), list(by_lower), n=count, cutoff=0.6)
+    containing = [key for key in by_lower if name and name.lower() in key and key not in close]
+    found = [by_lower[key] for key in (close + containing)[:count]]
+    return f" Did you mean {', '.join(repr(entry) for entry in found)}?" if found else ""

@@ -1,0 +1,256 @@
+"""The answer: relevance with everything that is needed to read, draw, save and repeat it."""
+
+import io
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokentm import render
+from tokentm._typing import Float, Int
+from tokentm.errors import InputError
+from tokentm.files import safe_stem, write_atomically, writable_folder
+from tokentm.models import VisionModel
+from tokentm.models.images import open_image
+
+__all__ = ["Explanation", "Source"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where an input came from.
+
+    Attributes:
+        name: What its files are called, without suffix; may hold folders.
+        photo: The path or picture that was given; None for a tensor.
+    """
+
+    name: str
+    photo: str | Path | Image.Image | None = None
+
+    @classmethod
+    def of(cls, photo: "str | Path | Image.Image | Source", index: int) -> "Source":
+        """Name a photo after its file, or after its position where it has none."""
+        if isinstance(photo, Source):
+            return photo
+        if isinstance(photo, Image.Image):
+            return cls(f"image-{index}", photo)
+        return cls(Path(photo).stem, photo)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """One row per image and target.
+
+    Attributes:
+        relevance: Relevance of each patch (b, gy, gx), float32, on the CPU, in the method's own units: never scaled.
+        target: Explained class of each row.
+        logits: (b, k) of the row's image.
+        image_index: Which image a row belongs to; with ``target="top5"`` five rows share one.
+        inputs: The images as tensors (images, 3, y, x), as the model took them.
+        sources: Where each image came from.
+        method: Name of the method.
+        options: Its options.
+        model: The model that was explained.
+    """
+
+    relevance: Float[Tensor, "b gy gx"]
+    target: Int[Tensor, "b"]
+    logits: Float[Tensor, "b k"]
+    image_index: Int[Tensor, "b"]
+    inputs: Float[Tensor, "i c y x"]
+    sources: tuple[Source, ...]
+    method: str
+    options: Any
+    model: VisionModel
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Explanation"]) -> "Explanation":
+        """Join explanations of the same model and method, rows in order."""
+        offsets = np.cumsum([0, *(len(part.sources) for part in parts[:-1])])
+        return replace(
+            parts[0],
+            relevance=torch.cat([part.relevance for part in parts]),
+            target=torch.cat([part.target for part in parts]),
+            logits=torch.cat([part.logits for part in parts]),
+            image_index=torch.cat([part.image_index + int(n) for part, n in zip(parts, offsets, strict=True)]),
+            inputs=torch.cat([part.inputs for part in parts]),
+            sources=tuple(source for part in parts for source in part.sources),
+        )
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.target)
+
+    @cached_property
+    def probability(self) -> Float[Tensor, "b"]:
+        """Softmax probability of each row's target."""
+        return self.logits.softmax(-1).gather(1, self.target[:, None]).squeeze(1)
+
+    @cached_property
+    def class_name(self) -> tuple[str, ...]:
+        """Name of each row's target, ``"class 7"`` where the model knows no names."""
+        return tuple(self.model.class_name(index) for index in self.target.tolist())
+
+    @cached_property
+    def image(self) -> tuple[Image.Image, ...]:
+        """Each row's image as the model saw it.
+
+        Of a model without a known normalisation each tensor is stretched to its own minimum and maximum.
+        """
+        if self.model.transform is not None:
+            pixels = self.model.transform.denormalise(self.inputs)
+        else:
+            low, high = self.inputs.amin((1, 2, 3), keepdim=True), self.inputs.amax((1, 2, 3), keepdim=True)
+            stretched = (self.inputs - low) / (high - low).clamp_min(1e-12) * 255
+            pixels = stretched.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return tuple(Image.fromarray(pixels[index]) for index in self.image_index.tolist())
+
+    def pixels(self, size: tuple[int, int] | None = None) -> Float[Tensor, "b y x"]:
+        """Relevance upsampled bilinearly to ``size`` (height, width), by default the model's input size."""
+        return render.upsample(self.relevance, size or (self.inputs.shape[2], self.inputs.shape[3]))
+
+    def overlay(
+        self,
+        *,
+        opacity: float = render.DEFAULT_OPACITY,
+        cmap: str = render.DEFAULT_CMAP,
+        legend: bool = True,
+        full: bool = False,
+    ) -> list[Image.Image]:
+        """One picture per row: the relevance laid over the image, scaled to the row's own minimum and maximum.
+
+        Args:
+            opacity: 0 shows the image alone, 1 the map alone where relevance is highest.
+            cmap: A matplotlib colour map.
+            legend: Add class, probability, method and a colour bar below.
+            full: Draw on the original photo instead of the crop that the model saw; needs photos, not tensors.
+
+        Raises:
+            InputError: Bad opacity or colour map, or ``full`` for a tensor.
+        """
+        maps = render.scale01(self.pixels())
+        return [self._draw(row, maps[row], opacity, cmap, legend, full) for row in range(len(self))]
+
+    def _draw(
+        self, row: int, map01: Tensor, opacity: float, cmap: str, legend: bool, full: bool
+    ) -> Image.Image:
+        caption = {
+            "title": f"{self.class_name[row]} {self.probability[row]:.0%}" if legend else None,
+            "subtitle": self.method if legend else None,
+        }
+        if not full:
+            return render.overlay(
+                self.image[row], map01.numpy(), opacity=opacity, cmap=cmap, legend=legend, **caption
+            )
+        source = self.sources[int(self.image_index[row])]
+        if source.photo is None or self.model.transform is None:
+            raise InputError("full=True draws on the original photo, but the image was given as a tensor; pass photos.")
+        original = open_image(source.photo)
+        return render.on_full(
+            original,
+            map01.numpy(),
+            self.model.transform.box(original.size),
+            opacity=opacity,
+            cmap=cmap,
+            legend=legend,
+            **caption,
+        )
+
+    def manifest(self, row: int) -> dict[str, Any]:
+        """Everything about ``row`` that is not an array, ready for JSON."""
+        source = self.sources[int(self.image_index[row])]
+        best = self.logits[row].softmax(-1).topk(min(5, self.logits.shape[1]))
+        photo = source.photo
+        box = None
+        if isinstance(photo, str | Path) and self.model.transform is not None:
+            with Image.open(photo) as opened:
+                turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                size = opened.size[::-1] if turned else opened.size
+            box = self.model.transform.box(size)
+        return {
+            "image": Path(photo).name if isinstance(photo, str | Path) else source.name,
+            "target": int(self.target[row]),
+            "class_name": self.class_name[row],
+            "probability": float(self.probability[row]),
+            "logit": float(self.logits[row, self.target[row]]),
+            "top": [
+                {"class": int(index), "name": self.model.class_name(int(index)), "probability": float(value)}
+                for value, index in zip(best.values, best.indices, strict=True)
+            ],
+            "method": self.method,
+            "options": asdict(self.options),
+            "model": self.model.name,
+            "family": self.model.anatomy.family,
+            "readout": self.model.anatomy.readout.name,
+            "grid": list(self.relevance.shape[1:]),
+            "input_size": list(self.inputs.shape[2:]),
+            "seen_box": None if box is None else list(box),
+            "versions": _versions(),
+        }
+
+    def save(self, folder: str | Path, **drawing: Any) -> list[Path]:
+        """Write ``NAME.png`` (overlay), ``NAME.npz`` (arrays) and ``NAME.json`` (manifest) per row.
+
+        Args:
+            folder: Made when it does not exist.
+            drawing: As for ``overlay``.
+
+        Returns:
+            The paths written. Every file appears whole or not at all.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        root = writable_folder(Path(folder))
+        written: list[Path] = []
+        for row, picture in enumerate(self.overlay(**drawing)):
+            stem = root / self._stem(row)
+            writable_folder(stem.parent)
+            for suffix, content in self._files(row, picture).items():
+                path = stem.with_name(stem.name + suffix)
+                with write_atomically(path) as temporary:
+                    temporary.write_bytes(content)
+                written.append(path)
+        return written
+
+    def _stem(self, row: int) -> str:
+        image = int(self.image_index[row])
+        name = self.sources[image].name
+        if int((self.image_index == image).sum()) == 1:
+            return name
+        rank = int((self.image_index[: row + 1] == image).sum())
+        return f"{name}.{rank}-{safe_stem(self.class_name[row])}"
+
+    def _files(self, row: int, picture: Image.Image) -> dict[str, bytes]:
+        png, npz = io.BytesIO(), io.BytesIO()
+        picture.save(png, "PNG")
+        np.savez_compressed(
+            npz,
+            relevance=self.relevance[row].numpy(),
+            logits=self.logits[row].numpy(),
+            target=self.target[row].numpy(),
+        )
+        manifest = json.dumps(self.manifest(row), indent=2, ensure_ascii=False) + "\n"
+        return {".png": png.getvalue(), ".npz": npz.getvalue(), ".json": manifest.encode()}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("tokentm", "torch", "timm", "transformers", "torchvision"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

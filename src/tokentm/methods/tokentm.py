@@ -1,0 +1,127 @@
+"""TokenTM: attention weighted by how much each token is transformed, aggregated over all layers."""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from tokentm._typing import Float
+from tokentm.errors import InputError
+from tokentm.methods._fold import weighted_attention
+from tokentm.methods.registry import method
+from tokentm.trace import BlockTrace, Signal, Trace
+
+__all__ = ["TokenTMConfig", "tokentm"]
+
+DIRECTIONS = ("softmax", "scaled", "none")
+
+
+@final
+@dataclass(frozen=True)
+class TokenTMConfig:
+    """Options of TokenTM; the defaults are the paper's method, each switch is one of its ablations.
+
+    Attributes:
+        length: Weigh by change of length ``L(Ẽ)/L(E)``.
+        direction: ``"softmax"`` weighs by NECC, the softmax over tokens of ``cos(E, Ẽ)``; ``"scaled"`` by N times
+            NECC, which is 1 on average instead of 1/N; ``"none"`` leaves direction out.
+        init: Start from the tokens' lengths, ``C_0 = diag(L(E_0))``, instead of the identity.
+        ffn: Update with the feed-forward sub-blocks too.
+        layer_scale: Fold the attention's layer scale into ``Ẽ``; False leaves it out (the paper's models have none).
+        score: What is differentiated: the class ``"logit"`` or its softmax ``"probability"``.
+    """
+
+    length: bool = True
+    direction: Literal["softmax", "scaled", "none"] = "softmax"
+    init: bool = True
+    ffn: bool = True
+    layer_scale: bool = True
+    score: Literal["logit", "probability"] = "logit"
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise InputError(f"direction={self.direction!r} is unknown; {', '.join(map(repr, DIRECTIONS))} work.")
+        if self.score not in ("logit", "probability"):
+            raise InputError(f"score={self.score!r} is unknown; 'logit' and 'probability' work.")
+
+
+@method(
+    "tokentm",
+    signals=Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.TOKENS,
+    class_specific=True,
+    signed=False,
+    paper="wu2024",
+    options=TokenTMConfig,
+    summary="attention × its positive gradient × token transformation (length, direction), all layers",
+)
+def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
+    r"""Relevance of each token for the target class (Wu et al., CVPR 2024, equations 5 to 13).
+
+    Per block ``U_attn = I + mean_h[relu(∇A_h) ⊙ (A_h diag(w^h))]`` and ``U_ffn = I + diag(w^ffn)``, with the
+    transformation weight ``w_i = L(Ẽ_i)/L(E_i) · NECC_i``; ``C_0 = diag(L(E_0))``, ``C_l = U_ffn U_attn C_{l-1}``;
+    the readout row of the last ``C`` is returned, computed as a row vector from the last block to the first.
+
+    Args:
+        trace: With ``ATTENTION``, ``ATTENTION_GRAD`` and ``TOKENS``.
+        options: See ``TokenTMConfig``.
+
+    Returns:
+        Non-negative, (b, n), in units of token length (dimensionless with ``init=False``).
+
+    Departs from the paper: layer scale, which the paper's models lack, is folded into the transformation.
+    """
+    row = trace.start_row
+    for block in reversed(trace.blocks):
+        if options.ffn:
+            row = row * (1 + _ffn_weight(block, options, row.dtype))
+        summed = weighted_attention(block, row, gradient=True)
+        row = row + (_attention_weight(block, options, row.dtype) * summed).mean(1)
+    if options.init:
+        row = row * trace.blocks[0].tokens_in.to(row.dtype).norm(dim=-1)
+    return row
+
+
+def _ffn_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b n"]:
+    before, after = block.tokens_mid.to(dtype), block.ffn_added.to(dtype)
+    return _transformation_weight(
+        before.norm(dim=-1), after.norm(dim=-1), torch.linalg.vecdot(before, after), options
+    )
+
+
+def _attention_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b h n"]:
+    """``w^h`` without any (n, w) tensor per head.
+
+    ``‖v_h W_h‖² = v_h G_h v_hᵀ`` with the d×d Gram matrix ``G_h = W_h W_hᵀ``, and ``E·(v_h W_h) = (E W_hᵀ)·v_h``: one
+    w×w product per block. The output bias belongs to no head and is left out.
+    """
+    _, heads, tokens, width = block.v.shape
+    if not options.length and options.direction == "none":
+        return torch.ones((), dtype=dtype, device=block.v.device).expand(block.v.shape[0], heads, tokens)
+    projection = block.proj_weight.to(dtype)
+    if options.layer_scale and block.layer_scale is not None:
+        projection = projection * block.layer_scale.to(dtype)[:, None]
+    before, values = block.tokens_in.to(dtype), block.v.to(dtype)
+    per_head = projection.unflatten(1, (heads, width)).transpose(0, 1)  # (h, w, d)
+    gram = per_head.transpose(-2, -1) @ per_head
+    # Rounding can push the square of a near-zero length below zero.
+    after_length = torch.linalg.vecdot(values @ gram, values).clamp_min(0).sqrt()
+    projected = (before @ projection).unflatten(-1, (heads, width)).transpose(1, 2)
+    return _transformation_weight(
+        before.norm(dim=-1)[:, None], after_length, torch.linalg.vecdot(projected, values), options
+    )
+
+
+def _transformation_weight(
+    before: Float[Tensor, "*#b n"], after: Float[Tensor, "*#b n"], dot: Float[Tensor, "*#b n"], options: TokenTMConfig
+) -> Float[Tensor, "*#b n"]:
+    """``w`` from the lengths before and after and their dot product; a zero-length token gets weight 0, never NaN."""
+    alive = (before > 0) & (after > 0)
+    weight = torch.ones_like(dot)
+    if options.length:
+        weight = after / before.where(before > 0, torch.ones_like(before))
+    if options.direction != "none":
+        cosine = (dot / (before * after).where(alive, torch.ones_like(dot))).where(alive, torch.zeros_like(dot))
+        tokens = dot.shape[-1] if options.direction == "scaled" else 1
+        weight = weight * cosine.softmax(-1) * tokens
+    return weight.where(alive, torch.zeros_like(weight))

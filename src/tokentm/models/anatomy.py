@@ -1,0 +1,154 @@
+"""What tokentm needs to know of a Vision Transformer: where its blocks and projections are, how it reads out.
+
+An ``Anatomy`` points at modules of the user's model and copies nothing. The recorder in ``trace.py`` listens at the
+places named here; nothing else in the library knows how a family is built.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from tokentm._typing import Float
+from tokentm.errors import UnsupportedModelError
+from tokentm.models.transforms import ImageTransform
+from tokentm.registry import Registry
+
+__all__ = ["FAMILIES", "Anatomy", "BlockAnatomy", "Family", "Readout"]
+
+
+@final
+@dataclass(frozen=True)
+class Readout:
+    """Which final tokens the class score is read from, and with what share each.
+
+    Attributes:
+        name: What users read, e.g. ``"cls"`` or ``"mean of patches"``.
+        prefix: Share of each prefix token (CLS, distillation, registers), in the order of the tokens.
+        patches: Share of all patch tokens together, spread evenly over them.
+        uniform: Every token, prefix or patch, has the same share; the two fields above are then not read.
+    """
+
+    name: str
+    prefix: tuple[float, ...]
+    patches: float
+    uniform: bool = False
+
+    def row(self, tokens: int) -> Float[Tensor, "n"]:
+        """The readout row over ``tokens`` tokens, float64: shares that are non-negative and add up to one."""
+        if self.uniform:
+            return torch.full((tokens,), 1.0 / tokens, dtype=torch.float64)
+        row = torch.full((tokens,), self.patches / max(tokens - len(self.prefix), 1), dtype=torch.float64)
+        row[: len(self.prefix)] = torch.tensor(self.prefix, dtype=torch.float64)
+        return row
+
+    @classmethod
+    def cls(cls, num_prefix: int) -> "Readout":
+        """The class token alone."""
+        return cls("cls", (1.0,) + (0.0,) * (num_prefix - 1), 0.0)
+
+    @classmethod
+    def cls_and_distillation(cls, num_prefix: int) -> "Readout":
+        """Two heads whose logits are averaged: the CLS and the distillation row, half each."""
+        return cls("cls + distillation", (0.5, 0.5) + (0.0,) * (num_prefix - 2), 0.0)
+
+    @classmethod
+    def mean(cls, num_prefix: int) -> "Readout":
+        """Global average pooling over the patch tokens."""
+        return cls("mean of patches", (0.0,) * num_prefix, 1.0)
+
+    @classmethod
+    def mean_of_all(cls, num_prefix: int) -> "Readout":
+        """Global average pooling that counts the prefix tokens in."""
+        return cls("mean of all tokens", (0.0,) * num_prefix, 0.0, uniform=True)
+
+    @classmethod
+    def cls_and_mean(cls, num_prefix: int) -> "Readout":
+        """The head reads CLS and the mean of the patches side by side (DINOv2 linear heads): half each."""
+        return cls("cls + mean of patches", (0.5,) + (0.0,) * (num_prefix - 1), 0.5)
+
+
+@final
+@dataclass(frozen=True)
+class BlockAnatomy:
+    """Where the recorder listens in one pre-norm block.
+
+    Attributes:
+        block: Its first input is ``E``, the tokens (b, n, w) entering the attention sub-block.
+        attention: Scaled-dot-product attention runs exactly once inside this module's forward.
+        ffn_norm: Its input is ``E'``, the tokens entering the feed-forward sub-block.
+        ffn_out: Its output is what the feed-forward sub-block adds to the residual stream, after layer scale.
+        proj: The attention's output projection; columns ``h*d:(h+1)*d`` of its weight (w, h*d) read head ``h``.
+        layer_scale: The per-channel scale (w,) after ``proj``, or None where the block has none.
+    """
+
+    block: nn.Module
+    attention: nn.Module
+    ffn_norm: nn.Module
+    ffn_out: nn.Module
+    proj: nn.Linear
+    layer_scale: Tensor | None
+
+    def __post_init__(self) -> None:
+        # An adapter (LoRA) or a quantised layer computes more than weight @ x: its weight alone would be a lie.
+        if type(self.proj).forward is not nn.Linear.forward:
+            raise UnsupportedModelError(
+                f"The attention's output projection is a {type(self.proj).__name__}, expected a plain nn.Linear; "
+                "merge adapters or use the unquantised model."
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Anatomy:
+    """One model, described.
+
+    Attributes:
+        family: The name under which the family is registered.
+        blocks: In the order in which they run.
+        patch_embed: The module whose output (b, w, gy, gx) shows the real patch grid of this input.
+        num_prefix: Tokens before the patch tokens.
+        readout: How the class score is read from the final tokens.
+        num_classes: Width of the logits.
+        channels: Image channels that the model takes.
+        logits: Takes the class logits (b, k) out of whatever the model returns.
+        fused_hint: How to switch on fused attention, said when the attention cannot be seen.
+        switches: Attributes to set for the length of a recording, as (module, attribute, value): things that
+            change how autograd runs and not what is computed, like gradient checkpointing.
+    """
+
+    family: str
+    blocks: tuple[BlockAnatomy, ...]
+    patch_embed: nn.Module
+    num_prefix: int
+    readout: Readout
+    num_classes: int
+    channels: int
+    logits: Callable[[Any], Tensor]
+    fused_hint: str
+    switches: tuple[tuple[nn.Module, str, Any], ...] = ()
+
+
+class Family(Protocol):
+    """One source of models. A new family is one file in ``models/families/`` that registers one of these."""
+
+    def claims(self, model: nn.Module) -> bool:
+        """Whether ``model`` is of this family, told from class and module names: importing nothing."""
+        ...
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Describe ``model``; raises ``UnsupportedModelError`` for any part whose map would be wrong."""
+        ...
+
+    def transform(self, model: nn.Module) -> ImageTransform | None:
+        """The input transform that the model itself declares, or None when it declares none."""
+        ...
+
+    def class_names(self, model: nn.Module) -> tuple[str, ...] | None:
+        """Names of the classes in the order of the logits, or None when the model does not know them."""
+        ...
+
+
+FAMILIES: Registry[Family] = Registry("model family", "tokentm.models.families")

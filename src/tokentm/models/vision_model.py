@@ -1,0 +1,124 @@
+"""A model together with what an explanation needs beside its weights: anatomy, input transform, class names."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from tokentm.errors import InputError, UnsupportedModelError
+from tokentm.models.anatomy import FAMILIES, Anatomy
+from tokentm.models.transforms import ImageTransform
+
+__all__ = ["VisionModel", "describe"]
+
+# Packages of models whose tokens live on several grids or in windows: no single attention matrix runs from the
+# patches to the class score, and a map from their last stage alone would be read as more than it is.
+_HIERARCHICAL = (
+    "coat", "cswin", "davit", "edgenext", "efficientformer", "efficientvit", "fastvit", "focal", "gcvit", "hiera",
+    "levit", "maxvit", "maxxvit", "mobilevit", "mvit", "nest", "nextvit", "pit", "pvt", "repvit", "segformer",
+    "sequencer", "swin", "tiny_vit", "twins", "visformer", "xcit",
+)  # fmt: skip
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class VisionModel:
+    """What ``load_model`` returns and ``explain`` takes.
+
+    Attributes:
+        module: The model itself, as it was built or passed in.
+        anatomy: Where its blocks, projections and readout are.
+        transform: From photo to input tensor, or None when nobody said (then only tensors can be explained).
+        class_names: In the order of the logits, or None.
+        name: What users read in titles and manifests.
+    """
+
+    module: nn.Module
+    anatomy: Anatomy
+    transform: ImageTransform | None
+    class_names: tuple[str, ...] | None
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None and len(self.class_names) != self.anatomy.num_classes:
+            raise InputError(
+                f"Got {len(self.class_names)} class names for a model with {self.anatomy.num_classes} classes; "
+                "give one name per class, in the order of the logits."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
+
+    def class_name(self, index: int) -> str:
+        """Name of class ``index``, or ``"class 7"`` when the model knows no names."""
+        return self.class_names[index] if self.class_names else f"class {index}"
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """``images`` detached and on the model's device, in its floating type."""
+        return images.detach().to(self.device, self.dtype)
+
+
+def describe(
+    model: Any,
+    *,
+    transform: ImageTransform | None = None,
+    class_names: tuple[str, ...] | None = None,
+    name: str | None = None,
+) -> VisionModel:
+    """Recognise ``model`` and return it with its anatomy; nothing about the model is changed.
+
+    Args:
+        model: An ``nn.Module`` of a known family. ``torch.compile`` and data-parallel wrappers are looked through:
+            hooks set after compilation are ignored by compiled code, so the model inside is what gets recorded.
+        transform: Overrides what the family says.
+        class_names: Overrides what the family says.
+        name: Defaults to the class name.
+
+    Raises:
+        UnsupportedModelError: No family claims the model, or the family finds a part whose map would be wrong.
+    """
+    module = _unwrap(model)
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(
+            f"Got a {type(model).__name__}, expected a torch.nn.Module or a model name; "
+            "load_model('vit_base_patch16_224') and a timm, transformers or torchvision ViT work."
+        )
+    for family in FAMILIES.values():
+        if family.claims(module):
+            return VisionModel(
+                module=module,
+                anatomy=family.anatomy(module),
+                transform=transform or family.transform(module),
+                class_names=class_names or family.class_names(module),
+                name=name or type(module).__name__,
+            )
+    raise UnsupportedModelError(_refusal(module))
+
+
+def _unwrap(model: Any) -> Any:
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrap(model.module)
+    return _unwrap(model._orig_mod) if hasattr(model, "_orig_mod") else model
+
+
+def _refusal(module: nn.Module) -> str:
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    source = kind.lower()
+    parts = {type(part).__name__.lower() for part in module.modules()}
+    if any(f".{name}" in source or f"_{name}" in source for name in _HIERARCHICAL):
+        found = "a windowed, hierarchical or pooled-attention model, which has no single token grid to explain"
+    elif any("attention" in part or part == "attn" for part in parts):
+        found = "a transformer of a family that is not known yet"
+    elif any(part.startswith("conv2d") for part in parts):
+        found = "a convolutional network, which has no attention between tokens"
+    else:
+        found = "not a Vision Transformer"
+    return f"{kind} is {found}; families that work: {', '.join(FAMILIES)}."

@@ -1,0 +1,88 @@
+"""What the user wants explained, as class indices."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokentm._typing import Float, Int
+from tokentm.errors import TargetError, nearest
+from tokentm.models.vision_model import VisionModel
+
+__all__ = ["Target", "resolve_target"]
+
+Target = None | int | str | Sequence[int | str] | Tensor
+_TOP = re.compile(r"top(\d+)")
+
+
+def resolve_target(target: Target, logits: Float[Tensor, "b k"], model: VisionModel) -> Int[Tensor, "b t"]:
+    """Class indices for every image of a batch, ``t`` per image.
+
+    Args:
+        target: None (the predicted class), a class index, a class name (or one of its comma-separated synonyms, in
+            any case), ``"top5"`` (the five best classes, best first), or one index or name per image.
+        logits: Of the batch.
+        model: Knows the class names.
+
+    Raises:
+        TargetError: No such class, or not one target per image.
+    """
+    batch, classes = logits.shape
+    if target is None:
+        return logits.argmax(-1, keepdim=True)
+    if isinstance(target, str) and (top := _TOP.fullmatch(target)):
+        count = int(top[1])
+        if not 1 <= count <= classes:
+            raise TargetError(f"target={target!r} asks for {count} classes of a model that has {classes}.")
+        return logits.topk(count).indices
+    if isinstance(target, int | str):
+        return torch.full((batch, 1), _index(target, model, classes), device=logits.device)
+    each = _entries(target)
+    if len(each) != batch:
+        raise TargetError(f"Got {len(each)} targets for {batch} images; give one per image, or a single one for all.")
+    return torch.tensor([[_index(entry, model, classes)] for entry in each], device=logits.device)
+
+
+def _entries(target: Sequence[int | str] | Tensor) -> list[int | str]:
+    if not isinstance(target, Tensor):
+        return list(target)
+    if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
+        raise TargetError(
+            f"Got a target tensor of shape {tuple(target.shape)} and {target.dtype}; "
+            "expected class indices, integers of shape (batch,)."
+        )
+    return list(target.tolist())
+
+
+def _index(target: int | str, model: VisionModel, classes: int) -> int:
+    if isinstance(target, str):
+        return int(target) if target.isdecimal() and int(target) < classes else _index_of_name(target, model)
+    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < classes:
+        raise TargetError(f"Target {target!r} is out of range: the model's classes are 0 to {classes - 1}.")
+    return target
+
+
+def _index_of_name(name: str, model: VisionModel) -> int:
+    classes = model.anatomy.num_classes
+    if name.lstrip("-").isdecimal():
+        raise TargetError(f"Target {name} is out of range: the model's classes are 0 to {classes - 1}.")
+    if model.class_names is None:
+        raise TargetError(
+            f"Target {name!r} is a name, but the model knows no class names; give an index from 0 to {classes - 1}."
+        )
+    wanted = name.strip().lower()
+    whole = [index for index, full in enumerate(model.class_names) if full.lower() == wanted]
+    synonyms = [
+        index
+        for index, full in enumerate(model.class_names)
+        if wanted in (synonym.strip().lower() for synonym in full.split(","))
+    ]
+    found = whole or synonyms
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = ", ".join(f"{index} ({model.class_names[index]})" for index in found[:5])
+        raise TargetError(f"Target {name!r} names several classes: {choices}; give the index.")
+    parts = [synonym.strip() for full in model.class_names for synonym in full.split(",")]
+    raise TargetError(f"The model has no class {name!r}.{nearest(name, parts)}")

@@ -1,0 +1,101 @@
+"""Tiny models of every family, with random weights everywhere: biases, norms and layer scale are never trivial."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ZOO", "Specimen", "build", "image_batch"]
+
+CLASSES = 7
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One family variant: how to build it and the image size that it is fed."""
+
+    make: Callable[[], nn.Module]
+    size: tuple[int, int] = (32, 32)
+
+
+def _timm(name: str = "vit_tiny_patch16_224", **arguments: object) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        import timm
+
+        defaults = {
+            "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": CLASSES,
+        }  # fmt: skip
+        return timm.create_model(name, **{**defaults, **arguments})
+
+    return make
+
+
+def _hf(kind: str, **arguments: object) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        import transformers
+
+        stem = kind.removesuffix("WithTeacher")
+        config_class = getattr(transformers, stem.removesuffix("ForImageClassification") + "Config")
+        config = config_class(
+            image_size=32, patch_size=8, hidden_size=24, num_hidden_layers=3, num_attention_heads=3,
+            intermediate_size=48, mlp_ratio=2, num_labels=CLASSES, **arguments,
+        )  # fmt: skip
+        return getattr(transformers, kind)(config)
+
+    return make
+
+
+def _torchvision() -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=3, hidden_dim=24, mlp_dim=48, num_classes=CLASSES
+    )
+
+
+ZOO: dict[str, Specimen] = {
+    "timm-vit": Specimen(_timm()),
+    "timm-vit-no-bias": Specimen(_timm(qkv_bias=False, qk_norm=True)),
+    "timm-vit-wide": Specimen(_timm(img_size=(24, 40)), size=(24, 40)),
+    "timm-vit-dynamic": Specimen(_timm(dynamic_img_size=True), size=(40, 24)),
+    "timm-deit": Specimen(_timm("deit_tiny_patch16_224")),
+    "timm-deit-distilled": Specimen(_timm("deit_tiny_distilled_patch16_224")),
+    "timm-deit3": Specimen(_timm("deit3_small_patch16_224")),
+    "timm-dinov2": Specimen(_timm("vit_small_patch14_dinov2", init_values=0.5)),
+    "timm-dinov2-registers": Specimen(_timm("vit_small_patch14_reg4_dinov2", init_values=0.5)),
+    "timm-gap": Specimen(_timm(global_pool="avg", class_token=False)),
+    "timm-gap-registers": Specimen(_timm(global_pool="avg", class_token=False, reg_tokens=2)),
+    "timm-gap-of-all": Specimen(_timm(global_pool="avg", reg_tokens=2, pool_include_prefix=True)),
+    "transformers-vit": Specimen(_hf("ViTForImageClassification")),
+    "transformers-deit": Specimen(_hf("DeiTForImageClassification")),
+    "transformers-deit-teacher": Specimen(_hf("DeiTForImageClassificationWithTeacher")),
+    "transformers-dinov2": Specimen(_hf("Dinov2ForImageClassification")),
+    "transformers-dinov2-swiglu": Specimen(_hf("Dinov2ForImageClassification", use_swiglu_ffn=True)),
+    "transformers-dinov2-registers": Specimen(_hf("Dinov2WithRegistersForImageClassification")),
+    "torchvision-vit": Specimen(_torchvision),
+}
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """Build a specimen in eval mode, every parameter drawn anew."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ZOO[name].make().eval()
+        gains = {id(part.weight) for part in model.modules() if isinstance(part, nn.LayerNorm)}
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                noise = torch.randn_like(parameter)
+                if id(parameter) in gains:
+                    parameter.copy_(1 + 0.2 * noise)
+                elif key.endswith(("gamma", "lambda1")):
+                    parameter.copy_(0.5 + 0.3 * noise)
+                else:
+                    parameter.copy_(0.25 * noise)
+    return model
+
+
+def image_batch(name: str, batch: int = 2, seed: int = 1) -> Tensor:
+    """Random normalised images of the specimen's size."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, *ZOO[name].size, generator=generator)

@@ -91,7 +91,8 @@ def test_tokentm_in_float64(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "explicitly"), [("gae", second.gae), ("rollout", second.rollout), ("raw_attention", second.raw_attention)]
+    ("method", "explicitly"),
+    [("gae", second.gae), ("rollout", second.rollout), ("raw_attention", second.raw_attention)],
 )
 @pytest.mark.parametrize("name", ZOO)
 def test_the_other_methods(name: str, method: str, explicitly: Callable[[second.Oracle], Tensor]) -> None:
@@ -128,17 +129,22 @@ TRANSPOSED = (
     "return ((block.q.to(dtype) * block.scale) @ block.k.to(dtype).transpose(-2, -1))"
     ".softmax(-1).transpose(-2, -1)[:, :, start:stop]",
 )
+HEADS_REVERSED = (
+    "unflatten(1, (heads, width)).transpose(0, 1)",
+    "unflatten(1, (heads, width)).transpose(0, 1).flip(0)",
+)
+LATER_START = (".tokens_in.to(row.dtype).norm(dim=-1)", ".tokens_mid.to(row.dtype).norm(dim=-1)")
 MUTANTS = {
     "drop the ReLU": (FOLD, ".relu_()", ""),
     "transpose A": (FOLD, *TRANSPOSED),
     "forget the softmax scale": (FOLD, " * block.scale", ""),
     "forget the mean over heads": (TOKENTM, ".mean(1)", ".sum(1)"),
     "swap E and Ẽ in the length": (TOKENTM, "after / before.where(before > 0", "before / after.where(after > 0"),
-    "take the wrong columns of W_O": (TOKENTM, "unflatten(1, (heads, width)).transpose(0, 1)", "unflatten(1, (heads, width)).transpose(0, 1).flip(0)"),
+    "take the wrong columns of W_O": (TOKENTM, *HEADS_REVERSED),
     "subtract the feed-forward": (TOKENTM, "1 + _ffn_weight", "1 - _ffn_weight"),
-    "drop the start lengths": (TOKENTM, ".tokens_in.to(row.dtype).norm(dim=-1)", ".tokens_mid.to(row.dtype).norm(dim=-1)"),
+    "start from the wrong lengths": (TOKENTM, *LATER_START),
     "softmax over heads": (TOKENTM, "cosine.softmax(-1)", "cosine.softmax(1)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["timm-vit", "timm-dinov2", "transformers-vit", "torchvision-vit"])

@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokentm.errors import TokentmError as TokentmError
     from tokentm._explain import explain as explain
+    from tokentm.errors import TokentmError as TokentmError
     from tokentm.explanation import Explanation as Explanation
     from tokentm.methods import METHODS as METHODS
     from tokentm.methods.tokentm import TokenTMConfig as TokenTMConfig

@@ -1,6 +1,6 @@
 """``explain()``: from images to relevance, for any method and any model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from tokentm.errors import ImageError, InputError
 from tokentm.explanation import Explanation, Source
 from tokentm.methods import METHODS, Method
 from tokentm.models import VisionModel, load_model
-from tokentm.models.images import open_image
-from tokentm.recorder import record
+from tokentm.recorder import Score, record
 from tokentm.targets import Target, resolve_target
 
 __all__ = ["Images", "explain"]
 
-Images = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]
+Photo = str | Path | Image.Image | Source
+Images = Tensor | Photo | Sequence[Photo]
 
 # Normalised images stay within a few units of zero (ImageNet statistics: -2.2 to 2.7); 0..255 data does not.
 _LARGEST_NORMALISED = 30.0
@@ -74,7 +74,7 @@ def explain(
 def _explain_batch(
     vision: VisionModel, inputs: Tensor, sources: tuple[Source, ...], target: Target, method: Method, options: Any
 ) -> Explanation:
-    score = getattr(options, "score", "logit")
+    score: Score = getattr(options, "score", "logit")
     recording = record(vision, inputs, method.signals)
     classes = resolve_target(target, recording.logits, vision)
     batch, per_image = classes.shape
@@ -96,31 +96,34 @@ def _explain_batch(
     )
 
 
-def _batches(
-    vision: VisionModel, images: Images, size: int
-) -> tuple[int, "Any"]:
-    """How many images there are, and a generator of (inputs, sources) batches."""
+def _batches(vision: VisionModel, images: Images, size: int) -> tuple[int, Iterator[tuple[Tensor, tuple[Source, ...]]]]:
+    """How many images there are, and their batches, each prepared when its turn comes."""
     if isinstance(images, Tensor):
         checked = check_tensor(images, vision.anatomy.channels)
-        names = tuple(Source(name=f"image-{index}") for index in range(len(checked)))
-        return len(checked), (
-            (checked[low : low + size], names[low : low + size]) for low in range(0, len(checked), size)
-        )
-    photos = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+        names = tuple(Source(f"image-{index}") for index in range(len(checked)))
+        starts = range(0, len(checked), size)
+        return len(checked), ((checked[low : low + size], names[low : low + size]) for low in starts)
+    photos = [images] if isinstance(images, Photo) else list(images)
     if not photos:
         raise ImageError("Got an empty list of images; give at least one.")
-    if vision.transform is None:
+    transform = vision.transform
+    if transform is None:
         raise InputError(
             f"The model {vision.name} does not say how photos become its input; pass a normalised tensor, or "
             "load_model(model, transform=ImageTransform(...))."
         )
-    transform = vision.transform
 
     def prepare(low: int) -> tuple[Tensor, tuple[Source, ...]]:
-        sources = tuple(Source.of(photo, low + offset) for offset, photo in enumerate(photos[low : low + size]))
-        return torch.stack([transform(open_image(source.photo)) for source in sources]), sources
+        sources = tuple(_source(photo, low + offset) for offset, photo in enumerate(photos[low : low + size]))
+        return torch.stack([transform(source.photo) for source in sources if source.photo]), sources
 
     return len(photos), (prepare(low) for low in range(0, len(photos), size))
+
+
+def _source(photo: Photo, index: int) -> Source:
+    if isinstance(photo, Source):
+        return photo
+    return Source.read(photo, f"image-{index}" if isinstance(photo, Image.Image) else None)
 
 
 def check_tensor(images: Tensor, channels: int) -> Float[Tensor, "b c y x"]:

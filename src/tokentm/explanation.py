@@ -18,7 +18,7 @@ from torch import Tensor
 from tokentm import render
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
-from tokentm.files import safe_stem, write_atomically, writable_folder
+from tokentm.files import safe_stem, writable_folder, write_atomically
 from tokentm.models import VisionModel
 from tokentm.models.images import open_image
 
@@ -32,20 +32,20 @@ class Source:
 
     Attributes:
         name: What its files are called, without suffix; may hold folders.
-        photo: The path or picture that was given; None for a tensor.
+        photo: The whole picture, upright and RGB; None for a tensor.
+        file: Name of the file it was read from, if it was.
     """
 
     name: str
-    photo: str | Path | Image.Image | None = None
+    photo: Image.Image | None = None
+    file: str | None = None
 
     @classmethod
-    def of(cls, photo: "str | Path | Image.Image | Source", index: int) -> "Source":
-        """Name a photo after its file, or after its position where it has none."""
-        if isinstance(photo, Source):
-            return photo
+    def read(cls, photo: str | Path | Image.Image, name: str | None = None) -> "Source":
+        """Open a photo; it is named after its file unless ``name`` says otherwise."""
         if isinstance(photo, Image.Image):
-            return cls(f"image-{index}", photo)
-        return cls(Path(photo).stem, photo)
+            return cls(name or "image", open_image(photo))
+        return cls(name or Path(photo).stem, open_image(photo), Path(photo).name)
 
 
 @final
@@ -124,8 +124,8 @@ class Explanation:
     def overlay(
         self,
         *,
-        opacity: float = render.DEFAULT_OPACITY,
-        cmap: str = render.DEFAULT_CMAP,
+        opacity: float = 0.85,
+        cmap: str = render.SEQUENTIAL,
         legend: bool = True,
         full: bool = False,
     ) -> list[Image.Image]:
@@ -141,46 +141,27 @@ class Explanation:
             InputError: Bad opacity or colour map, or ``full`` for a tensor.
         """
         maps = render.scale01(self.pixels())
-        return [self._draw(row, maps[row], opacity, cmap, legend, full) for row in range(len(self))]
+        style: dict[str, Any] = {"opacity": opacity, "cmap": cmap, "legend": legend}
+        return [self._draw(row, maps[row], full, style) for row in range(len(self))]
 
-    def _draw(
-        self, row: int, map01: Tensor, opacity: float, cmap: str, legend: bool, full: bool
-    ) -> Image.Image:
-        caption = {
-            "title": f"{self.class_name[row]} {self.probability[row]:.0%}" if legend else None,
-            "subtitle": self.method if legend else None,
-        }
+    def _draw(self, row: int, map01: Tensor, full: bool, style: dict[str, Any]) -> Image.Image:
+        if style["legend"]:
+            title = f"{self.class_name[row]} {self.probability[row]:.0%}"
+            style = {**style, "title": title, "subtitle": f"{self.method} · {self.model.name}"}
         if not full:
-            return render.overlay(
-                self.image[row], map01.numpy(), opacity=opacity, cmap=cmap, legend=legend, **caption
-            )
+            return render.overlay(self.image[row], map01.numpy(), **style)
         source = self.sources[int(self.image_index[row])]
         if source.photo is None or self.model.transform is None:
             raise InputError("full=True draws on the original photo, but the image was given as a tensor; pass photos.")
-        original = open_image(source.photo)
-        return render.on_full(
-            original,
-            map01.numpy(),
-            self.model.transform.box(original.size),
-            opacity=opacity,
-            cmap=cmap,
-            legend=legend,
-            **caption,
-        )
+        return render.on_full(source.photo, map01.numpy(), self.model.transform.box(source.photo.size), **style)
 
     def manifest(self, row: int) -> dict[str, Any]:
         """Everything about ``row`` that is not an array, ready for JSON."""
         source = self.sources[int(self.image_index[row])]
         best = self.logits[row].softmax(-1).topk(min(5, self.logits.shape[1]))
-        photo = source.photo
-        box = None
-        if isinstance(photo, str | Path) and self.model.transform is not None:
-            with Image.open(photo) as opened:
-                turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                size = opened.size[::-1] if turned else opened.size
-            box = self.model.transform.box(size)
+        transform, photo = self.model.transform, source.photo
         return {
-            "image": Path(photo).name if isinstance(photo, str | Path) else source.name,
+            "image": source.file or source.name,
             "target": int(self.target[row]),
             "class_name": self.class_name[row],
             "probability": float(self.probability[row]),
@@ -196,7 +177,7 @@ class Explanation:
             "readout": self.model.anatomy.readout.name,
             "grid": list(self.relevance.shape[1:]),
             "input_size": list(self.inputs.shape[2:]),
-            "seen_box": None if box is None else list(box),
+            "seen_box": list(transform.box(photo.size)) if transform and photo else None,
             "versions": _versions(),
         }
 
@@ -216,22 +197,23 @@ class Explanation:
         root = writable_folder(Path(folder))
         written: list[Path] = []
         for row, picture in enumerate(self.overlay(**drawing)):
-            stem = root / self._stem(row)
+            stem = self.stem(root, row)
             writable_folder(stem.parent)
             for suffix, content in self._files(row, picture).items():
-                path = stem.with_name(stem.name + suffix)
+                path = stem.with_name(stem.name + suffix)  # a name may hold dots
                 with write_atomically(path) as temporary:
                     temporary.write_bytes(content)
                 written.append(path)
         return written
 
-    def _stem(self, row: int) -> str:
+    def stem(self, folder: str | Path, row: int) -> Path:
+        """Path of a row's files in ``folder``, without suffix."""
         image = int(self.image_index[row])
         name = self.sources[image].name
-        if int((self.image_index == image).sum()) == 1:
-            return name
-        rank = int((self.image_index[: row + 1] == image).sum())
-        return f"{name}.{rank}-{safe_stem(self.class_name[row])}"
+        if int((self.image_index == image).sum()) > 1:
+            rank = int((self.image_index[: row + 1] == image).sum())
+            name = f"{name}-{rank}-{safe_stem(self.class_name[row])}"
+        return Path(folder) / name
 
     def _files(self, row: int, picture: Image.Image) -> dict[str, bytes]:
         png, npz = io.BytesIO(), io.BytesIO()

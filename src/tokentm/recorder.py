@@ -185,10 +185,10 @@ def _check_finite(logits: Tensor) -> None:
 def _attached(module: nn.Module, anatomy: Anatomy, taken: _Taken, signals: Signal) -> Iterator[None]:
     """Attach every hook and switch; each undo is pushed the moment the change is made."""
     with _lock_of(module), ExitStack() as undo:
-        for part in module.modules():
-            if part.training:
-                part.training = False
-                undo.callback(setattr, part, "training", True)
+        for submodule in module.modules():
+            if submodule.training:
+                submodule.training = False
+                undo.callback(setattr, submodule, "training", True)
         for parameter in module.parameters():
             if parameter.is_inference():
                 raise InputError(

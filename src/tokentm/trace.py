@@ -123,4 +123,4 @@ class Trace:
 
     def to_grid(self, relevance: Float[Tensor, "b n"]) -> Float[Tensor, "b gy gx"]:
         """Cut the prefix tokens off and lay the patch tokens out on their grid."""
-        return relevance[:, self.num_prefix :].unflatten(1, self.grid)
+        return relevance[:, self.num_prefix :].reshape(len(relevance), *self.grid)

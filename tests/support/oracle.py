@@ -57,9 +57,7 @@ class Oracle:
     prefix: int
 
     @classmethod
-    def run(
-        cls, name: str, model: nn.Module, images: Tensor, target: list[int], score: str = "logit"
-    ) -> "Oracle":
+    def run(cls, name: str, model: nn.Module, images: Tensor, target: list[int], score: str = "logit") -> "Oracle":
         model = copy.deepcopy(model).double().eval()
         blocks, weights, tail, readout_of, prefix = _take_apart(name, model)
         first: list[Tensor] = []
@@ -244,10 +242,17 @@ def _timm(model: Any) -> tuple[Any, list[Weights], Callable, Callable, int]:
         k_norm = _same if isinstance(b.attn.k_norm, nn.Identity) else _ln(b.attn.k_norm)
         weights.append(
             Weights(
-                _ln(b.norm1), *zip(w, bias, strict=True), (b.attn.proj.weight, b.attn.proj.bias),
-                b.attn.num_heads, getattr(b.ls1, "gamma", None), _ln(b.norm2), b.mlp, getattr(b.ls2, "gamma", None),
-                q_norm, k_norm,
-            )  # fmt: skip
+                _ln(b.norm1),
+                *zip(w, bias, strict=True),
+                (b.attn.proj.weight, b.attn.proj.bias),
+                b.attn.num_heads,
+                getattr(b.ls1, "gamma", None),
+                _ln(b.norm2),
+                b.mlp,
+                getattr(b.ls2, "gamma", None),
+                q_norm,
+                k_norm,
+            )
         )
     prefix = model.num_prefix_tokens
 
@@ -276,9 +281,17 @@ def _torchvision(model: Any) -> tuple[Any, list[Weights], Callable, Callable, in
         w, bias = _split(mha.in_proj_weight), _split(mha.in_proj_bias)
         weights.append(
             Weights(
-                _ln(b.ln_1), *zip(w, bias, strict=True), (mha.out_proj.weight, mha.out_proj.bias),
-                mha.num_heads, None, _ln(b.ln_2), b.mlp, None, _same, _same,
-            )  # fmt: skip
+                _ln(b.ln_1),
+                *zip(w, bias, strict=True),
+                (mha.out_proj.weight, mha.out_proj.bias),
+                mha.num_heads,
+                None,
+                _ln(b.ln_2),
+                b.mlp,
+                None,
+                _same,
+                _same,
+            )
         )
 
     def readout(n: int) -> Tensor:
@@ -298,10 +311,14 @@ def _transformers(name: str, model: Any) -> tuple[Any, list[Weights], Callable, 
             Weights(
                 _ln(b.norm1 if dino else b.layernorm_before),
                 *((p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)),
-                model.config.num_attention_heads, b.layer_scale1.lambda1 if dino else None,
-                _ln(b.norm2 if dino else b.layernorm_after), b.mlp, b.layer_scale2.lambda1 if dino else None,
-                _same, _same,
-            )  # fmt: skip
+                model.config.num_attention_heads,
+                b.layer_scale1.lambda1 if dino else None,
+                _ln(b.norm2 if dino else b.layernorm_after),
+                b.mlp,
+                b.layer_scale2.lambda1 if dino else None,
+                _same,
+                _same,
+            )
         )
     prefix = 2 if "deit" in name else 1 + getattr(model.config, "num_register_tokens", 0)
 

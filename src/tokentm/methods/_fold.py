@@ -28,9 +28,7 @@ def attention_rows(block: BlockTrace, start: int, stop: int, dtype: torch.dtype)
     return scores.softmax(-1)
 
 
-def weighted_attention(
-    block: BlockTrace, row: Float[Tensor, "b n"], *, gradient: bool
-) -> Float[Tensor, "b h n"]:
+def weighted_attention(block: BlockTrace, row: Float[Tensor, "b n"], *, gradient: bool) -> Float[Tensor, "b h n"]:
     """``s_hj = Σ_i row_i · relu(∇A_h)_ij · (A_h)_ij`` for every head and key token.
 
     Args:

@@ -84,9 +84,7 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
 
 def _ffn_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b n"]:
     before, after = block.tokens_mid.to(dtype), block.ffn_added.to(dtype)
-    return _transformation_weight(
-        before.norm(dim=-1), after.norm(dim=-1), torch.linalg.vecdot(before, after), options
-    )
+    return _transformation_weight(before.norm(dim=-1), after.norm(dim=-1), torch.linalg.vecdot(before, after), options)
 
 
 def _attention_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b h n"]:

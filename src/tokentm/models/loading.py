@@ -216,7 +216,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, *_LOAD_FAILURES) as error:
         raise ModelLoadError(

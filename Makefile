@@ -1,0 +1,59 @@
+# Every target makes .venv by itself; nothing but Python 3.11+, gcc and make has to be there.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow check lint types format train-shapes bench clean help
+
+help:
+	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
+	@echo "make test         run the tests"
+	@echo "make check        lint, types, tests: what CI runs"
+	@echo "make test-slow    run the tests that take minutes"
+	@echo "make train-shapes train the bundled model again (up to an hour on two cores)"
+	@echo "make bench        measure memory side by side"
+	@echo "make clean        remove everything that these targets made"
+
+demo: $(STAMP)
+	$(BIN)/tokentm demo --out tokentm-demo.png
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train-shapes: $(STAMP)
+	$(BIN)/python scripts/train_shapes.py train
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/memory.py
+
+# uv where the machine has it, because it is many times faster; else venv and pip.
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
+	  uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'; \
+	else \
+	  $(PYTHON) -m venv .venv && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist runs out tokentm-demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

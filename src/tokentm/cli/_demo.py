@@ -1,0 +1,35 @@
+"""``tokentm demo``: the bundled model on four scenes, one picture."""
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokentm.cli._app import DebugOption, command, err, out
+
+__all__ = ["demo"]
+
+
+@command("demo")
+def demo(
+    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write.")] = Path(
+        "tokentm-demo.png"
+    ),
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed draws other scenes.")] = 7,
+    debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
+) -> None:
+    """Show TokenTM beside the truth on scenes the bundled model never saw; needs no network."""
+    with err.status("Explaining four scenes…"):
+        from tokentm.files import writable_folder, write_atomically
+        from tokentm.report.demo import make_demo
+
+        writable_folder(to.parent)
+        shown = make_demo(seed)
+        content = io.BytesIO()
+        shown.picture.save(content, "PNG")
+        with write_atomically(to) as temporary:
+            temporary.write_bytes(content.getvalue())
+    for line in shown.lines:
+        out.print(line, markup=False, soft_wrap=True)
+    out.print(f"Picture: {to}", markup=False, soft_wrap=True)

@@ -1,0 +1,62 @@
+"""Pictures in rows and columns, with words around them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["picture_grid"]
+
+_CELL = 2.0  # inches a side
+_DPI = 110
+_LEFT, _TOP, _BOTTOM = 1.45, 0.5, 0.35
+
+
+def picture_grid(
+    cells: Sequence[Sequence[Image.Image]],
+    *,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    notes: Sequence[Sequence[str]] | None = None,
+    footer: str = "",
+) -> Image.Image:
+    """Lay pictures out as a table.
+
+    Args:
+        cells: One sequence of pictures per row, all of the same length; each is scaled to its square.
+        columns: A heading for each column.
+        rows: A label for each row, drawn to its left; line breaks are kept.
+        notes: A short text below each picture.
+        footer: A line below everything.
+
+    Returns:
+        An RGB picture on white.
+    """
+    # The figure is built by hand and not through pyplot, whose global state belongs to the user.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = _TOP + _BOTTOM + len(cells) * _CELL * 1.1
+    width = _LEFT + len(columns) * _CELL * 1.05
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        len(cells), len(columns), wspace=0.05, hspace=0.1,
+        left=_LEFT / width, right=1 - 0.05 / width, top=1 - _TOP / height, bottom=_BOTTOM / height,
+    )  # fmt: skip
+    for i, row in enumerate(cells):
+        for j, picture in enumerate(row):
+            axes = figure.add_subplot(grid[i, j])
+            axes.imshow(np.asarray(picture.convert("RGB")), interpolation="none")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if i == 0:
+                axes.set_title(columns[j], fontsize=12, fontweight="bold", pad=8)
+            if j == 0:
+                axes.set_ylabel(rows[i], fontsize=10, rotation=0, ha="right", va="center", labelpad=8)
+            if notes is not None:
+                axes.set_xlabel(notes[i][j], fontsize=9, labelpad=3, color="#444444")
+    if footer:
+        figure.text(0.5, 0.1 / height, footer, ha="center", fontsize=9, color="#444444")
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

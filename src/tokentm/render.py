@@ -49,9 +49,7 @@ def upsample(relevance: Float[Tensor, "b gy gx"], size: tuple[int, int]) -> Floa
     """
     grid = tuple(relevance.shape[1:])
     if min(*size, *grid) < 1:
-        raise InputError(
-            f"A grid of {grid} cannot be brought to {size} pixels; expected sizes of at least 1."
-        )
+        raise InputError(f"A grid of {grid} cannot be brought to {size} pixels; expected sizes of at least 1.")
     wide = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
     return F.interpolate(wide[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -68,8 +66,8 @@ def scale01(maps: Float[Tensor, "b y x"]) -> Float[Tensor, "b y x"]:
     wide = maps.double()
     low, high = wide.amin((1, 2), keepdim=True), wide.amax((1, 2), keepdim=True)
     # A constant map comes out of upsample a few units in the last place away from constant.
-    unit = torch.finfo(torch.promote_types(maps.dtype, torch.float32)).eps
-    rounding = 16 * unit * torch.maximum(low.abs(), high.abs())
+    computed = torch.finfo(torch.promote_types(maps.dtype, torch.float32))
+    rounding = 16 * computed.eps * torch.maximum(low.abs(), high.abs()).clamp(min=computed.tiny)
     constant = high - low <= rounding
     return torch.where(constant, 0, (wide - low) / torch.where(constant, 1, high - low)).to(maps.dtype)
 
@@ -250,9 +248,7 @@ def _legend(opacity: float, cmap: str | None, signed: bool) -> Legend:
     return ("against", bar, "for") if signed else ("low", bar, "high")
 
 
-def _captioned(
-    picture: Image.Image, title: str | None, subtitle: str | None, legend: Legend | None
-) -> Image.Image:
+def _captioned(picture: Image.Image, title: str | None, subtitle: str | None, legend: Legend | None) -> Image.Image:
     """Add a white strip with the lines of text and the colour bar that are asked for."""
     size = min(28, max(13, picture.width // 18))
     small = max(11, size * 3 // 4)
@@ -287,9 +283,7 @@ def _draw_legend(canvas: Image.Image, legend: Legend, place: tuple[int, int, int
     length = right - math.ceil(font.getlength(high)) - points // 2 - start
     if length > 0:
         thick = points * 2 // 3
-        canvas.paste(
-            bar.resize((length, thick), Image.Resampling.BILINEAR), (start, round(middle - thick / 2))
-        )
+        canvas.paste(bar.resize((length, thick), Image.Resampling.BILINEAR), (start, round(middle - thick / 2)))
 
 
 def _font(text: str, points: int) -> Font:
@@ -303,9 +297,7 @@ def _font(text: str, points: int) -> Font:
 
 def _shorten(text: str, font: Font, width: int) -> str:
     """Put ``text`` on one line, cut with an ellipsis if it is wider than ``width`` pixels."""
-    # 500 characters fit on no picture; fonts cannot draw line breaks, control characters and lone surrogates
-    printable = "".join(letter if letter.isprintable() else " " for letter in text[:500])
-    line = " ".join(printable.split())
+    line = " ".join(text[:500].split())  # as many letters fit on no picture
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(f"{line}…") > width:

@@ -24,7 +24,25 @@ class Signal(enum.Flag):
     ATTENTION_GRAD = enum.auto()
     """Gradient of the target score at the attention output of every block."""
     TOKENS = enum.auto()
-    """Residual stream before both sub-blocks and what the feed-forward sub-block adds to it."""
+    """Residual stream before both sub-blocks and after the last, and what the feed-forward sub-block adds to it."""
+    ATTENTION_OUTPUT = enum.auto()
+    """Attention output of every block, before the output projection."""
+    TOKENS_GRAD = enum.auto()
+    """Gradient of the target score at the tokens entering every block and at the final tokens."""
+    IMAGE_GRAD = enum.auto()
+    """Gradient of the target score at the pixels."""
+    BIAS_SHARE = enum.auto()
+    """Bias × gradient of every linear and norm layer from the first block to the logits, summed per token."""
+    LAYER_GRAD = enum.auto()
+    """Per block: gradient, at its attention output, of the score that the head gives to that block's own output."""
+
+    @property
+    def needs_backward(self) -> bool:
+        """Whether any of these is a gradient."""
+        return bool(self & _GRADIENTS)
+
+
+_GRADIENTS = Signal.ATTENTION_GRAD | Signal.TOKENS_GRAD | Signal.IMAGE_GRAD | Signal.BIAS_SHARE | Signal.LAYER_GRAD
 
 
 @final
@@ -44,6 +62,9 @@ class BlockTrace:
         tokens_in: ``E``, residual stream entering the attention sub-block.
         tokens_mid: ``E'``, residual stream entering the feed-forward sub-block.
         ffn_added: What the feed-forward sub-block adds, after layer scale.
+        output: Attention output, before the projection.
+        tokens_grad: Gradient of the target score at ``tokens_in``.
+        layer_grad: As ``grad``, of the score that the head gives to this block's output.
     """
 
     q: Float[Tensor, "b h n d"]
@@ -57,6 +78,9 @@ class BlockTrace:
     _tokens_in: Float[Tensor, "b n w"] | None = None
     _tokens_mid: Float[Tensor, "b n w"] | None = None
     _ffn_added: Float[Tensor, "b n w"] | None = None
+    _output: Float[Tensor, "b h n d"] | None = None
+    _tokens_grad: Float[Tensor, "b n w"] | None = None
+    _layer_grad: Float[Tensor, "b h n d"] | None = None
 
     @property
     def grad(self) -> Float[Tensor, "b h n d"]:
@@ -77,6 +101,21 @@ class BlockTrace:
     def ffn_added(self) -> Float[Tensor, "b n w"]:
         """What the feed-forward sub-block adds to the stream; needs ``Signal.TOKENS``."""
         return _recorded(self._ffn_added, Signal.TOKENS)
+
+    @property
+    def output(self) -> Float[Tensor, "b h n d"]:
+        """Attention output before the projection; needs ``Signal.ATTENTION_OUTPUT``."""
+        return _recorded(self._output, Signal.ATTENTION_OUTPUT)
+
+    @property
+    def tokens_grad(self) -> Float[Tensor, "b n w"]:
+        """Gradient at the tokens entering the block; needs ``Signal.TOKENS_GRAD``."""
+        return _recorded(self._tokens_grad, Signal.TOKENS_GRAD)
+
+    @property
+    def layer_grad(self) -> Float[Tensor, "b h n d"]:
+        """Gradient of this block's own score at its attention output; needs ``Signal.LAYER_GRAD``."""
+        return _recorded(self._layer_grad, Signal.LAYER_GRAD)
 
 
 def _recorded(value: Tensor | None, signal: Signal) -> Tensor:
@@ -99,6 +138,11 @@ class Trace:
         logits: (b, k), float32 or wider.
         target: Explained class of each image.
         signals: What was recorded.
+        final_tokens: Residual stream (b, n, w) after the last block.
+        final_grad: Gradient of the target score at ``final_tokens``.
+        image_grad: Gradient of the target score at ``images``.
+        bias_share: Bias × gradient of all layers from the first block on, (b, n); what the head's biases add is
+            shared out over the tokens by the readout row.
     """
 
     blocks: tuple[BlockTrace, ...]
@@ -109,6 +153,38 @@ class Trace:
     logits: Float[Tensor, "b k"]
     target: Int[Tensor, "b"]
     signals: Signal
+    _final_tokens: Float[Tensor, "b n w"] | None = None
+    _final_grad: Float[Tensor, "b n w"] | None = None
+    _image_grad: Float[Tensor, "b c y x"] | None = None
+    _bias_share: Float[Tensor, "b n"] | None = None
+    _companion: "Trace | None" = None
+
+    @property
+    def companion(self) -> "Trace":
+        """The trace of the same images and target under the method's second backward rule."""
+        if self._companion is None:
+            raise AssertionError("A method read its companion trace without declaring its backward rule.")
+        return self._companion
+
+    @property
+    def final_tokens(self) -> Float[Tensor, "b n w"]:
+        """Tokens after the last block; needs ``Signal.TOKENS``."""
+        return _recorded(self._final_tokens, Signal.TOKENS)
+
+    @property
+    def final_grad(self) -> Float[Tensor, "b n w"]:
+        """Gradient at the tokens after the last block; needs ``Signal.TOKENS_GRAD``."""
+        return _recorded(self._final_grad, Signal.TOKENS_GRAD)
+
+    @property
+    def image_grad(self) -> Float[Tensor, "b c y x"]:
+        """Gradient at the pixels; needs ``Signal.IMAGE_GRAD``."""
+        return _recorded(self._image_grad, Signal.IMAGE_GRAD)
+
+    @property
+    def bias_share(self) -> Float[Tensor, "b n"]:
+        """Bias × gradient, summed per token; needs ``Signal.BIAS_SHARE``."""
+        return _recorded(self._bias_share, Signal.BIAS_SHARE)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,7 +1,7 @@
 """What tokentm needs to know of a Vision Transformer: where its blocks and projections are, how it reads out.
 
-An ``Anatomy`` points at modules of the user's model and copies nothing. The recorder in ``trace.py`` listens at the
-places named here; nothing else in the library knows how a family is built.
+An ``Anatomy`` points at modules of the user's model and copies nothing. The recorder listens at the places
+named here; nothing else in the library knows how a family is built.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokentm._typing import Float
-from tokentm.errors import UnsupportedModelError
+from tokentm.errors import ImageError, UnsupportedModelError
 from tokentm.models.transforms import ImageTransform
 from tokentm.registry import Registry
 
@@ -113,7 +113,10 @@ class Anatomy:
         readout: How the class score is read from the final tokens.
         num_classes: Width of the logits.
         channels: Image channels that the model takes.
+        patch: Height and width in pixels of what one patch token covers.
+        image_size: The only height and width that the model takes, or None where any number of patches works.
         logits: Takes the class logits (b, k) out of whatever the model returns.
+        tail: From the tokens (b, n, w) after any block to the class logits: final norm, pooling, head.
         fused_hint: How to switch on fused attention, said when the attention cannot be seen.
         switches: Attributes to set for the length of a recording, as (module, attribute, value): things that
             change how autograd runs and not what is computed, like gradient checkpointing.
@@ -126,9 +129,24 @@ class Anatomy:
     readout: Readout
     num_classes: int
     channels: int
+    patch: tuple[int, int]
+    image_size: tuple[int, int] | None
     logits: Callable[[Any], Tensor]
+    tail: Callable[[Tensor], Tensor]
     fused_hint: str
     switches: tuple[tuple[nn.Module, str, Any], ...] = ()
+
+    def check_images(self, channels: int, height: int, width: int) -> None:
+        """Raise ``ImageError`` for images that the model refuses, or whose edge its patch grid would cut off or pad."""
+        if channels != self.channels:
+            raise ImageError(f"Got images of {channels} channels; the model takes {self.channels}.")
+        given = f"Images of {height}×{width} pixels do not fit the model"
+        if self.image_size is not None and (height, width) != self.image_size:
+            raise ImageError(f"{given}; it takes {self.image_size[0]}×{self.image_size[1]} (height × width).")
+        if height % self.patch[0] or width % self.patch[1]:
+            raise ImageError(
+                f"{given}; height and width must be multiples of its {self.patch[0]}×{self.patch[1]} patches."
+            )
 
 
 class Family(Protocol):

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pickle
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from tokentm.errors import HubUnreachableError, InputError, MissingExtraError, ModelLoadError, nearest
+from tokentm.errors import (
+    HubUnreachableError,
+    InputError,
+    MissingExtraError,
+    ModelLoadError,
+    TokentmError,
+    nearest,
+)
 from tokentm.models.transforms import ImageTransform
 from tokentm.models.vision_model import VisionModel, describe
 
@@ -61,12 +73,21 @@ def load_model(
     else:
         loaded = describe(source)
     if transform is not None or class_names is not None:
-        loaded = replace(
-            loaded, transform=transform or loaded.transform, class_names=class_names or loaded.class_names
-        )
+        loaded = replace(loaded, transform=transform or loaded.transform, class_names=class_names or loaded.class_names)
     if device is not None:
-        loaded.module.to(device)
+        _move(loaded.module, device)
     return loaded
+
+
+def _move(module: nn.Module, device: str | torch.device) -> None:
+    try:
+        module.to(device)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # no such device, or a build of torch without it
+        raise InputError(
+            f"The model cannot be put on device {str(device)!r} ({_reason(error)}); 'cpu' works."
+        ) from error
 
 
 def _load(source: str, arch: str | None) -> VisionModel:
@@ -122,11 +143,23 @@ def _from_timm_folder(folder: Path) -> VisionModel:
     if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
         raise ModelLoadError(f"The folder '{folder}' has config.json but no model.safetensors beside it.")
     try:
-        module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        with _quiet():
+            module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except _LOAD_FAILURES as error:
-        raise ModelLoadError(f"The folder '{folder}' does not hold a timm model: {_first_line(error)}.") from error
+        raise ModelLoadError(f"The folder '{folder}' does not hold a timm model: {_reason(error)}.") from error
     # Files may keep float16 to stay small; timm builds the model in float32 and copies into it.
-    return describe(module.eval(), name=folder.name)
+    return _described_timm(module, folder.name)
+
+
+def _described_timm(module: Any, name: str) -> VisionModel:
+    published = module.pretrained_cfg.get("num_classes")
+    if published != module.num_classes:
+        # timm then leaves the weights of the head out and says nothing.
+        raise ModelLoadError(
+            f"The configuration of {name!r} asks for {module.num_classes} classes and its weights have {published}, so "
+            "the head would stay random; make num_classes the same everywhere in config.json."
+        )
+    return describe(module.eval(), name=name)
 
 
 def _from_hub(repository: str) -> VisionModel:
@@ -139,7 +172,7 @@ def _from_hub(repository: str) -> VisionModel:
 
         with _hub(repository):
             module = timm.create_model(f"hf-hub:{repository}", pretrained=True)
-        return describe(module.eval(), name=f"hf:{repository}")
+        return _described_timm(module, f"hf:{repository}")
     with _hub(repository):
         return _from_transformers(repository, f"hf:{repository}")
 
@@ -151,22 +184,35 @@ def _from_transformers(source: str, name: str) -> VisionModel:
         raise MissingExtraError(
             f"{name} is a transformers model and transformers is not installed; pip install 'tokentm[hf]'."
         ) from error
+    # Code that comes with a repository is never run, and transformers is kept from asking whether it may. Weights of
+    # other shapes are let through and refused below: transformers itself would not say which they are.
+    safely: dict[str, Any] = {"trust_remote_code": False}
     try:
-        module, info = AutoModelForImageClassification.from_pretrained(
-            source, attn_implementation="sdpa", output_loading_info=True
-        )
-        processor = AutoImageProcessor.from_pretrained(source, use_fast=False).to_dict()
+        with _quiet():
+            module, info = AutoModelForImageClassification.from_pretrained(
+                source, attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=True, **safely
+            )
+            _check_complete(source, info)
+            model = describe(module.eval(), name=name)
+            processor = AutoImageProcessor.from_pretrained(source, backend="pil", **safely).to_dict()
+    except TokentmError:
+        raise
     except _LOAD_FAILURES as error:
         if not Path(source).is_dir():
             raise
-        raise ModelLoadError(f"'{source}' does not hold a transformers classifier: {_first_line(error)}.") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
         raise ModelLoadError(
-            f"'{source}' lacks weights for {missing[0]!r}{_and_more(missing)}, which would stay random; "
+            f"The folder '{source}' does not hold a transformers classifier with its image processor: {_reason(error)}."
+        ) from error
+    return replace(model, transform=ImageTransform.from_processor(processor))
+
+
+def _check_complete(source: str, info: Mapping[str, Any]) -> None:
+    absent = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    if absent:
+        raise ModelLoadError(
+            f"'{source}' has no weights that fit {absent[0]!r}{_and_more(absent)}, which would stay random; "
             "give a fine-tuned image classifier."
         )
-    return describe(module.eval(), transform=ImageTransform.from_processor(processor), name=name)
 
 
 def _from_torchvision(name: str) -> VisionModel:
@@ -200,28 +246,27 @@ def _from_weight_file(path: Path, arch: str | None) -> VisionModel:
         raise ModelLoadError(f"Unknown timm architecture {arch!r}.{nearest(arch, timm.list_models())}")
     state = _read_weights(path)
     head = next((state[key] for key in ("head.weight", "head.fc.weight") if key in state), None)
-    if head is None:
+    if head is None or head.ndim != 2:
         raise ModelLoadError(f"'{path}' has no head.weight, so it is no timm classifier.")
     module = timm.create_model(arch, pretrained=False, num_classes=head.shape[0])
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelLoadError(f"'{path}' does not fit {arch}: {_first_line(error, line=1)}.") from error
+        raise ModelLoadError(f"'{path}' does not fit {arch}: {_reason(error)}.") from error
     return describe(module.eval(), name=path.stem)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         if path.suffix == ".safetensors":
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, *_LOAD_FAILURES) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickles of other versions; what matters ends in an error
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except _LOAD_FAILURES as error:
         raise ModelLoadError(
-            f"'{path}' cannot be read as plain weights: {_first_line(error)}; "
+            f"'{path}' cannot be read as plain weights: {_reason(error)}; "
             "save the state dict as .safetensors (pickled objects are never loaded)."
         ) from error
     for key in ("state_dict", "model"):
@@ -229,7 +274,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelLoadError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
-    return dict(state)
+    plain = dict(state)
+    consume_prefix_in_state_dict_if_present(plain, "module.")  # saved from inside nn.DataParallel
+    return plain
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -240,48 +287,68 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"There is no {path.name} in '{path.parent}'; give a folder in timm's or transformers' hub format."
         ) from error
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"'{path}' is not readable JSON: {_first_line(error)}.") from error
+        raise ModelLoadError(f"'{path}' is not readable JSON: {_reason(error)}.") from error
     if not isinstance(found, dict):
         raise ModelLoadError(f"'{path}' holds a {type(found).__name__}, expected a JSON object.")
     return found
 
 
 @contextmanager
-def _hub(name: str) -> Iterator[None]:
-    """Fetch something: the hub client's retries stay silent and whatever they end in becomes one sentence."""
-    clients = [logging.getLogger(client) for client in ("huggingface_hub", "transformers", "httpx")]
-    levels = [client.level for client in clients]
+def _quiet() -> Iterator[None]:
+    """Keep the reports of model libraries and hub clients from the user, who is told in one sentence instead."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers", "httpx", "httpx2")]
+    levels = [logger.level for logger in loggers]
     try:
-        for client in clients:
-            client.setLevel(logging.CRITICAL)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _hub(name: str) -> Iterator[None]:
+    """Fetch something: the hub client's retries stay silent and whatever they end in becomes one sentence."""
+    try:
+        with _quiet():
+            yield
+    except TokentmError:
+        raise
     except (*_LOAD_FAILURES, *_network_failures()) as error:
-        if isinstance(error, ModelLoadError):
-            raise
         raise HubUnreachableError(
             f"The weights of {name!r} are not in the local cache and their hub did not deliver them "
-            f"({_first_line(error)}); check name and network, or pass a local folder."
+            f"({_reason(error)}); check name and network, or pass a local folder."
         ) from error
-    finally:
-        for client, level in zip(clients, levels, strict=True):
-            client.setLevel(level)
 
 
 # What model libraries raise for a broken or absent file; anything else is a bug and may surface as one.
-_LOAD_FAILURES = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError)
+_LOAD_FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 
 def _network_failures() -> tuple[type[Exception], ...]:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    # Among its bases is that of the HTTP client in use (requests, httpx or httpx2, by release of the hub library).
+    return tuple(kind for kind in HfHubHTTPError.__mro__ if kind is not Exception and issubclass(kind, Exception))
 
 
-def _first_line(error: BaseException, line: int = 0) -> str:
-    lines = [text.strip() for text in str(error).splitlines() if text.strip()] or [type(error).__name__]
-    return lines[min(line, len(lines) - 1)].rstrip(".:")
+def _reason(error: BaseException) -> str:
+    """The first sentence of a library's message, or of its details, short enough to be quoted in ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
+    return textwrap.shorten(line.split(". ")[0].rstrip(".:;"), 160, placeholder=" …")
 
 
 def _and_more(names: list[str]) -> str:

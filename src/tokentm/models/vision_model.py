@@ -115,9 +115,9 @@ def _refusal(module: nn.Module) -> str:
     parts = {type(part).__name__.lower() for part in module.modules()}
     if any(f".{name}" in source or f"_{name}" in source for name in _HIERARCHICAL):
         found = "a windowed, hierarchical or pooled-attention model, which has no single token grid to explain"
-    elif any("attention" in part or part == "attn" for part in parts):
+    elif any("attention" in part or "attn" in part for part in parts):
         found = "a transformer of a family that is not known yet"
-    elif any(part.startswith("conv2d") for part in parts):
+    elif sum(isinstance(part, nn.Conv2d) for part in module.modules()) > 1:  # one alone cuts patches
         found = "a convolutional network, which has no attention between tokens"
     else:
         found = "not a Vision Transformer"

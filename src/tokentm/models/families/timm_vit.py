@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, Anatomy, BlockAnatomy, Readout
-from tokentm.models.families._inspect import derives_from, qualified
+from tokentm.models.families._inspect import derives_from, head_width, qualified
 from tokentm.models.transforms import ImageTransform
 
 __all__ = ["TimmViT"]
@@ -28,7 +28,8 @@ class TimmViT:
 
     def anatomy(self, model: Any) -> Anatomy:
         """See ``Family``."""
-        if not model.num_classes or not isinstance(model.head, nn.Module) or isinstance(model.head, nn.Identity):
+        num_classes = head_width(model.head, model.num_classes)
+        if not num_classes:
             raise UnsupportedModelError(
                 "The timm model has no classifier head (num_classes=0), so there is no class score to explain; "
                 "create it with num_classes set."
@@ -39,9 +40,12 @@ class TimmViT:
             patch_embed=_patch_projection(model),
             num_prefix=model.num_prefix_tokens,
             readout=_readout(model),
-            num_classes=model.num_classes,
-            channels=model.in_chans if hasattr(model, "in_chans") else 3,
+            num_classes=num_classes,
+            channels=_channels(model),
+            patch=tuple(model.patch_embed.feat_ratio(as_scalar=False)),
+            image_size=model.patch_embed.img_size if model.patch_embed.strict_img_size else None,
             logits=_logits,
+            tail=lambda tokens: _logits(model.forward_head(model.norm(tokens))),
             fused_hint="call timm.layers.set_fused_attn(True) before the model is created",
             switches=((model, "grad_checkpointing", False),),
         )
@@ -50,25 +54,33 @@ class TimmViT:
         """See ``Family``."""
         from timm.data import resolve_model_data_config  # timm is only imported for models that come from it
 
-        if not getattr(model, "pretrained_cfg", None):
+        if not getattr(model, "pretrained_cfg", None) or _channels(model) != 3:  # photos are RGB
             return None
-        return ImageTransform.from_timm(resolve_model_data_config(model))
+        embed = model.patch_embed
+        # A model can be built for another size than its weights were published for, and then takes that size only.
+        size = {"input_size": (3, *embed.img_size)} if embed.strict_img_size else None
+        return ImageTransform.from_timm(resolve_model_data_config(model, size))
 
     def class_names(self, model: Any) -> tuple[str, ...] | None:
         """See ``Family``."""
         config = getattr(model, "pretrained_cfg", None) or {}
         labels = config.get("label_names")
-        if labels and len(labels) == model.num_classes:
+        num_classes = head_width(model.head, model.num_classes)
+        if labels and len(labels) == num_classes:
             described = config.get("label_descriptions") or {}
             return tuple(described.get(label, label) for label in labels)
         # Without names of its own a model says what it was trained on by its source or its number of classes; that
         # guess is only made for weights that timm itself publishes, never for a head that a user put on.
-        if config.get("num_classes") != model.num_classes or not (config.get("hf_hub_id") or config.get("url")):
+        if config.get("num_classes") != num_classes or not (config.get("hf_hub_id") or config.get("url")):
             return None
         from timm.data import ImageNetInfo, infer_imagenet_subset
 
         subset = infer_imagenet_subset(model)
         return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None
+
+
+def _channels(model: Any) -> int:
+    return next(part.in_channels for part in model.patch_embed.modules() if isinstance(part, nn.Conv2d))
 
 
 def _logits(output: Any) -> Tensor:
@@ -82,7 +94,7 @@ def _logits(output: Any) -> Tensor:
 
 def _patch_projection(model: Any) -> nn.Module:
     projection = getattr(model.patch_embed, "proj", None)
-    if not isinstance(projection, nn.Conv2d):
+    if not isinstance(projection, nn.Conv2d) or not hasattr(model.patch_embed, "feat_ratio"):
         raise UnsupportedModelError(
             f"The model's patch embedding {qualified(type(model.patch_embed))} has no convolution that shows the "
             "patch grid; timm's PatchEmbed works."

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, Anatomy, BlockAnatomy, Readout
-from tokentm.models.families._inspect import derives_from, qualified
+from tokentm.models.families._inspect import derives_from, head_width, qualified
 from tokentm.models.transforms import ImageTransform
 
 __all__ = ["TorchvisionViT"]
@@ -25,15 +25,24 @@ class TorchvisionViT:
 
     def anatomy(self, model: Any) -> Anatomy:
         """See ``Family``."""
+        num_classes = head_width(model.heads, model.num_classes)
+        if not num_classes:
+            raise UnsupportedModelError(
+                "The torchvision model has no classifier in model.heads, so there is no class score to explain; "
+                "put its classification head back."
+            )
         return Anatomy(
             family="torchvision ViT",
             blocks=tuple(_block(block, index) for index, block in enumerate(model.encoder.layers)),
             patch_embed=model.conv_proj,
             num_prefix=1,
             readout=Readout.cls(1),
-            num_classes=model.num_classes,
-            channels=model.conv_proj.in_channels if isinstance(model.conv_proj, nn.Conv2d) else 3,
+            num_classes=num_classes,
+            channels=next(part.in_channels for part in model.conv_proj.modules() if isinstance(part, nn.Conv2d)),
+            patch=(model.patch_size, model.patch_size),
+            image_size=(model.image_size, model.image_size),
             logits=_logits,
+            tail=lambda tokens: _logits(model.heads(model.encoder.ln(tokens)[:, 0])),
             fused_hint="use torchvision's own EncoderBlock with nn.MultiheadAttention",
         )
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, Anatomy, BlockAnatomy, Readout
-from tokentm.models.families._inspect import derives_from, qualified
+from tokentm.models.families._inspect import derives_from, head_width, qualified
 from tokentm.models.transforms import ImageTransform
 
 __all__ = ["TransformersViT"]
@@ -33,6 +34,7 @@ class _Model:
     layer: str
     num_prefix: Callable[[Any], int]
     readout: Callable[[int], Readout]
+    any_size: bool = False  # positions are interpolated to whatever comes in
 
 
 _PLAIN = _Layer(ffn_norm="layernorm_after", ffn_out="mlp", layer_scale=None)
@@ -51,10 +53,10 @@ _MODELS = {
         _DEIT, lambda _: 2, Readout.cls_and_distillation
     ),
     _DINOV2.replace("Dinov2Layer", "Dinov2ForImageClassification"): _Model(
-        _DINOV2, lambda _: 1, Readout.cls_and_mean
+        _DINOV2, lambda _: 1, Readout.cls_and_mean, any_size=True
     ),
     _REGISTERS.replace("Dinov2WithRegistersLayer", "Dinov2WithRegistersForImageClassification"): _Model(
-        _REGISTERS, lambda config: 1 + config.num_register_tokens, Readout.cls_and_mean
+        _REGISTERS, lambda config: 1 + config.num_register_tokens, Readout.cls_and_mean, any_size=True
     ),
 }
 
@@ -69,23 +71,28 @@ class TransformersViT:
 
     def anatomy(self, model: Any) -> Anatomy:
         """See ``Family``."""
-        if not model.config.num_labels:
+        num_classes = _num_classes(model)
+        if not num_classes:
             raise UnsupportedModelError(
                 "The transformers model has no classifier (num_labels=0), so there is no class score to explain; "
                 "load it with a classification head."
             )
         kind = next(_MODELS[name] for name in map(qualified, type(model).__mro__) if name in _MODELS)
         num_prefix = kind.num_prefix(model.config)
+        patches = _patch_projection(model)
         layers = [module for module in model.modules() if qualified(type(module)) == kind.layer]
         return Anatomy(
             family="transformers ViT",
             blocks=tuple(_block(layer, index) for index, layer in enumerate(layers)),
-            patch_embed=_patch_projection(model),
+            patch_embed=patches,
             num_prefix=num_prefix,
             readout=kind.readout(num_prefix),
-            num_classes=model.config.num_labels,
-            channels=model.config.num_channels,
+            num_classes=num_classes,
+            channels=patches.in_channels,
+            patch=(patches.stride[0], patches.stride[1]),
+            image_size=None if kind.any_size else _pair(model.config.image_size),
             logits=_logits,
+            tail=_tail(model, num_prefix),
             fused_hint='call model.set_attn_implementation("sdpa")',
         )
 
@@ -96,10 +103,21 @@ class TransformersViT:
     def class_names(self, model: Any) -> tuple[str, ...] | None:
         """See ``Family``."""
         names = model.config.id2label
-        known = [names.get(index) for index in range(model.config.num_labels)]
-        if any(name is None for name in known) or all(name == f"LABEL_{i}" for i, name in enumerate(known)):
+        indices = range(_num_classes(model))
+        # Names of another number of classes belong to the head that was there before.
+        if sorted(names) != list(indices) or all(names[index] == f"LABEL_{index}" for index in indices):
             return None
-        return tuple(known)
+        return tuple(names[index] for index in indices)
+
+
+def _num_classes(model: Any) -> int:
+    head = getattr(model, "classifier", None) or getattr(model, "cls_classifier", None)
+    return head_width(head, model.config.num_labels)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _logits(output: Any) -> Tensor:
@@ -108,7 +126,26 @@ def _logits(output: Any) -> Tensor:
     return logits
 
 
-def _patch_projection(model: Any) -> nn.Module:
+def _tail(model: Any, num_prefix: int) -> Callable[[Tensor], Tensor]:
+    """The part of the classification model's forward that follows its encoder."""
+    norm = getattr(model, model.base_model_prefix).layernorm
+
+    def tail(tokens: Tensor) -> Tensor:
+        normed = norm(tokens)
+        if hasattr(model, "distillation_classifier"):
+            both = model.cls_classifier(normed[:, 0]) + model.distillation_classifier(normed[:, 1])
+            averaged: Tensor = both / 2
+            return averaged
+        pooled = normed[:, 0]
+        if "dinov2" in type(model).__module__:
+            pooled = torch.cat([pooled, normed[:, num_prefix:].mean(dim=1)], dim=1)
+        logits: Tensor = model.classifier(pooled)
+        return logits
+
+    return tail
+
+
+def _patch_projection(model: Any) -> nn.Conv2d:
     for name, module in model.named_modules():
         if name.endswith("patch_embeddings.projection") and isinstance(module, nn.Conv2d):
             return module

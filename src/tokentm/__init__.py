@@ -4,9 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokentm._explain import compare as compare
     from tokentm._explain import explain as explain
+    from tokentm.backward import BACKWARD as BACKWARD
     from tokentm.errors import TokentmError as TokentmError
     from tokentm.explanation import Explanation as Explanation
+    from tokentm.interop import as_captum as as_captum
+    from tokentm.interop import as_quantus as as_quantus
     from tokentm.methods import METHODS as METHODS
     from tokentm.methods.tokentm import TokenTMConfig as TokenTMConfig
     from tokentm.models import ImageTransform as ImageTransform
@@ -18,12 +22,16 @@ __version__ = "0.1.0"
 # Where each public name lives. They are fetched on first use, so that `import tokentm` and the command line start
 # without torch; nothing is patched and no global state is set.
 _HOME = {
+    "BACKWARD": "tokentm.backward",
     "Explanation": "tokentm.explanation",
     "ImageTransform": "tokentm.models",
     "METHODS": "tokentm.methods",
     "TokenTMConfig": "tokentm.methods.tokentm",
     "TokentmError": "tokentm.errors",
     "VisionModel": "tokentm.models",
+    "as_captum": "tokentm.interop",
+    "as_quantus": "tokentm.interop",
+    "compare": "tokentm._explain",
     "explain": "tokentm._explain",
     "load_model": "tokentm.models",
 }

@@ -1,4 +1,4 @@
-"""``explain()``: from images to relevance, for any method and any model."""
+"""``explain()`` and ``compare()``: from images to relevance, for any method and any model."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from tokentm._typing import Float
 from tokentm.errors import ImageError, InputError
 from tokentm.explanation import Explanation, Source
-from tokentm.methods import METHODS, Method
+from tokentm.methods import METHODS
 from tokentm.models import VisionModel, load_model
-from tokentm.recorder import Score, record
+from tokentm.session import Answer, Request, run
 from tokentm.targets import Target, resolve_target
 
-__all__ = ["Images", "explain"]
+__all__ = ["Images", "compare", "explain"]
 
 Photo = str | Path | Image.Image | Source
 Images = Tensor | Photo | Sequence[Photo]
@@ -30,6 +30,7 @@ def explain(
     images: Images,
     target: Target = None,
     method: str = "tokentm",
+    backward: str | None = None,
     *,
     options: Any | None = None,
     batch_size: int = 8,
@@ -42,7 +43,9 @@ def explain(
             the model's own transform.
         target: None (the predicted class), a class index or name, ``"top5"`` (five rows per image), or one index or
             name per image.
-        method: A name of ``tokentm.METHODS``.
+        method: A name of ``tokentm.METHODS``, or ``"name/rule"``.
+        backward: A name of ``tokentm.BACKWARD``: how gradients pass non-linear parts. None takes the rule of the
+            published method (for most ``"plain"``).
         options: The method's own options, e.g. ``TokenTMConfig(direction="scaled")``; None takes the published
             method.
         batch_size: Images that run through the model at once. Rows do not depend on it.
@@ -54,44 +57,81 @@ def explain(
         InputError: An image, target, method or option that cannot be used; the text says what would work.
         UnsupportedModelError: A model whose map would be wrong.
     """
+    request = Request.parse(method, options, backward)
+    return explain_requests(model, images, target, [request], batch_size)[0]
+
+
+def compare(
+    model: str | Path | nn.Module | VisionModel,
+    images: Images,
+    methods: Sequence[str] = ("tokentm", "gae", "rollout"),
+    target: Target = None,
+    *,
+    batch_size: int = 8,
+) -> dict[str, Explanation]:
+    """Explain the same images by several methods from one recording per backward rule.
+
+    Args:
+        model: As for ``explain``.
+        images: As for ``explain``.
+        methods: Names of ``tokentm.METHODS``, each alone or as ``"name/rule"``; ``["all"]`` takes every method.
+        target: As for ``explain``.
+        batch_size: As for ``explain``.
+
+    Returns:
+        One ``Explanation`` per method, under the name that was given, in that order.
+
+    Raises:
+        InputError: As for ``explain``.
+        UnsupportedModelError: As for ``explain``.
+    """
+    names = list(METHODS) if list(methods) == ["all"] else list(dict.fromkeys(methods))
+    if not names:
+        raise InputError("Got no methods to compare; give at least one.")
+    requests = [Request.parse(name) for name in names]
+    return dict(zip(names, explain_requests(model, images, target, requests, batch_size), strict=True))
+
+
+def explain_requests(
+    model: str | Path | nn.Module | VisionModel,
+    images: Images,
+    target: Target,
+    requests: Sequence[Request],
+    batch_size: int,
+) -> list[Explanation]:
+    """One explanation per request; what ``explain`` and ``compare`` share."""
     vision = load_model(model)
-    chosen = METHODS[method]
-    chosen_options = chosen.make_options(options)
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is too small; expected 1 or more.")
     count, batches = _batches(vision, images, batch_size)
-    if not isinstance(target, int | str | None) and len(target) != count:
+    one_for_all = target is None or isinstance(target, int | str)
+    if not one_for_all:
         # Said here for the whole call, before any image is run.
         resolve_target(target, torch.zeros(count, vision.anatomy.num_classes), vision)
-    parts, done = [], 0
+    parts: list[list[Explanation]] = [[] for _ in requests]
+    done = 0
     for inputs, sources in batches:
-        share = target if isinstance(target, int | str | None) else target[done : done + len(sources)]
-        parts.append(_explain_batch(vision, inputs, sources, share, chosen, chosen_options))
+        share = target if one_for_all else target[done : done + len(sources)]  # type: ignore[index]
+        answers = run(vision, inputs, share, requests)
+        for place, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            parts[place].append(_explanation(vision, inputs, sources, request, answer))
         done += len(sources)
-    return Explanation.concatenate(parts)
+    return [Explanation.concatenate(part) for part in parts]
 
 
-def _explain_batch(
-    vision: VisionModel, inputs: Tensor, sources: tuple[Source, ...], target: Target, method: Method, options: Any
+def _explanation(
+    vision: VisionModel, inputs: Tensor, sources: tuple[Source, ...], request: Request, answer: Answer
 ) -> Explanation:
-    score: Score = getattr(options, "score", "logit")
-    recording = record(vision, inputs, method.signals)
-    classes = resolve_target(target, recording.logits, vision)
-    batch, per_image = classes.shape
-    maps = []
-    for rank in range(per_image):
-        trace = recording.trace(classes[:, rank], score=score, keep=rank + 1 < per_image)
-        maps.append(trace.to_grid(method(trace, options)))
-    relevance = torch.stack(maps, dim=1).flatten(0, 1)
+    batch, per_image = answer.target.shape
     return Explanation(
-        relevance=relevance.float().cpu(),
-        target=classes.flatten().cpu(),
-        logits=recording.logits.repeat_interleave(per_image, 0).cpu(),
+        relevance=answer.relevance.flatten(0, 1),
+        target=answer.target.flatten(),
+        logits=answer.logits.repeat_interleave(per_image, 0),
         image_index=torch.arange(batch).repeat_interleave(per_image),
         inputs=inputs.detach().float().cpu(),
         sources=sources,
-        method=method.name,
-        options=options,
+        method=request.name,
+        options=request.options,
         model=vision,
     )
 

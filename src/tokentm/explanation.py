@@ -19,6 +19,7 @@ from tokentm import render
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.files import safe_stem, writable_folder, write_atomically
+from tokentm.methods import METHODS
 from tokentm.models import VisionModel
 from tokentm.models.images import open_image
 
@@ -60,7 +61,7 @@ class Explanation:
         image_index: Which image a row belongs to; with ``target="top5"`` five rows share one.
         inputs: The images as tensors (images, 3, y, x), as the model took them.
         sources: Where each image came from.
-        method: Name of the method.
+        method: Name of the method, with ``/rule`` where its backward rule is not the published one.
         options: Its options.
         model: The model that was explained.
     """
@@ -92,6 +93,11 @@ class Explanation:
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.target)
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative relevance speaks against the class."""
+        return METHODS[self.method.split("/")[0]].signed
 
     @cached_property
     def probability(self) -> Float[Tensor, "b"]:
@@ -125,23 +131,25 @@ class Explanation:
         self,
         *,
         opacity: float = 0.85,
-        cmap: str = render.SEQUENTIAL,
+        cmap: str | None = None,
         legend: bool = True,
         full: bool = False,
     ) -> list[Image.Image]:
-        """One picture per row: the relevance laid over the image, scaled to the row's own minimum and maximum.
+        """One picture per row: the relevance laid over the image.
+
+        Relevance is scaled to the row's own minimum and maximum, that of a signed method to its largest magnitude.
 
         Args:
             opacity: 0 shows the image alone, 1 the map alone where relevance is highest.
-            cmap: A matplotlib colour map.
+            cmap: A matplotlib colour map; by default one that suits the method (signed or not).
             legend: Add class, probability, method and a colour bar below.
             full: Draw on the original photo instead of the crop that the model saw; needs photos, not tensors.
 
         Raises:
             InputError: Bad opacity or colour map, or ``full`` for a tensor.
         """
-        maps = render.scale01(self.pixels())
-        style: dict[str, Any] = {"opacity": opacity, "cmap": cmap, "legend": legend}
+        maps = render.scale_signed(self.pixels()) if self.signed else render.scale01(self.pixels())
+        style: dict[str, Any] = {"opacity": opacity, "cmap": cmap, "legend": legend, "signed": self.signed}
         return [self._draw(row, maps[row], full, style) for row in range(len(self))]
 
     def _draw(self, row: int, map01: Tensor, full: bool, style: dict[str, Any]) -> Image.Image:
@@ -224,8 +232,9 @@ class Explanation:
             logits=self.logits[row].numpy(),
             target=self.target[row].numpy(),
         )
+        # A file name that is no UTF-8 comes as lone surrogates; written as \udce9 they are valid JSON.
         manifest = json.dumps(self.manifest(row), indent=2, ensure_ascii=False) + "\n"
-        return {".png": png.getvalue(), ".npz": npz.getvalue(), ".json": manifest.encode()}
+        return {".png": png.getvalue(), ".npz": npz.getvalue(), ".json": manifest.encode(errors="backslashreplace")}
 
 
 def _versions() -> dict[str, str]:

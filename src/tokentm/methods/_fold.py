@@ -4,13 +4,15 @@ Only the readout row of the product of per-block matrices is needed, so no N×N 
 gradient are recomputed for a few query rows at a time and summed at once, exactly.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tokentm._typing import Float
 from tokentm.trace import BlockTrace
 
-__all__ = ["attention_rows", "weighted_attention"]
+__all__ = ["attention_rows", "weighted_attention", "weighted_gradient", "weighted_sum"]
 
 # Bytes of one (b, h, rows, n) tile. Three of them live at a time; at this size they stay in the outer cache of
 # ordinary CPUs, and 1,024-pixel inputs with 4,097 tokens need no more memory than small ones.
@@ -39,17 +41,47 @@ def weighted_attention(block: BlockTrace, row: Float[Tensor, "b n"], *, gradient
     Returns:
         In the dtype of ``row``.
     """
-    dtype = row.dtype
+    values = block.v.to(row.dtype).transpose(-2, -1) if gradient else None
+
+    def rows(low: int, high: int) -> Tensor:
+        tile = attention_rows(block, low, high, row.dtype)
+        return tile if values is None else tile.mul_(_positive_rows(block.grad, values, low, high))
+
+    return weighted_sum(block, row, rows)
+
+
+def weighted_gradient(
+    block: BlockTrace, grad: Float[Tensor, "b h n d"], row: Float[Tensor, "b n"]
+) -> Float[Tensor, "b h n"]:
+    """``s_hj = Σ_i row_i · relu(∇A_h)_ij`` for every head and key token.
+
+    Args:
+        block: One block of a trace; ``∇A_h = dO_h V_hᵀ`` is formed tile by tile.
+        grad: ``dO``, a gradient at the block's attention output: its ``grad`` or ``layer_grad``.
+        row: Non-negative weight of each query row; rows that are zero for every image cost nothing.
+
+    Returns:
+        In the dtype of ``row``.
+    """
+    values = block.v.to(row.dtype).transpose(-2, -1)
+    return weighted_sum(block, row, lambda low, high: _positive_rows(grad, values, low, high))
+
+
+def _positive_rows(grad: Tensor, values: Tensor, start: int, stop: int) -> Float[Tensor, "b h rows n"]:
+    """``relu(∇A_h)`` of query rows ``start:stop``."""
+    return (grad[:, :, start:stop].to(values.dtype) @ values).relu_()
+
+
+def weighted_sum(
+    block: BlockTrace, row: Float[Tensor, "b n"], rows_of: Callable[[int, int], Tensor]
+) -> Float[Tensor, "b h n"]:
+    """``Σ_i row_i M_ij`` of an N×N matrix per head that ``rows_of(start, stop)`` makes a few rows of at a time."""
     used = row.ne(0).any(0).nonzero().flatten()
     start, stop = (int(used[0]), int(used[-1]) + 1) if used.numel() else (0, 0)
     batch, heads, tokens, _ = block.q.shape
-    values = block.v.to(dtype).transpose(-2, -1) if gradient else None
     total = row.new_zeros(batch, heads, tokens)
     rows = max(1, _TILE_BYTES // (batch * heads * tokens * row.element_size()))
     for low in range(start, stop, rows):
         high = min(low + rows, stop)
-        tile = attention_rows(block, low, high, dtype)
-        if values is not None:
-            tile = tile.mul_((block.grad[:, :, low:high].to(dtype) @ values).relu_())
-        total += (row[:, None, None, low:high] @ tile).squeeze(2)
+        total += (row[:, None, None, low:high] @ rows_of(low, high)).squeeze(2)
     return total

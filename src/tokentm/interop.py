@@ -1,0 +1,91 @@
+"""The same maps through other libraries' interfaces: captum's ``attribute`` and Quantus' explain function."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokentm._explain import explain
+from tokentm._typing import Float
+from tokentm.errors import InputError
+from tokentm.models import VisionModel, load_model
+
+__all__ = ["CaptumAttribution", "as_captum", "as_quantus"]
+
+
+@final
+class CaptumAttribution:
+    """An object with captum's ``attribute(inputs, target)``; made by ``as_captum``."""
+
+    def __init__(self, model: VisionModel, method: str, options: Any | None) -> None:
+        self._model = model
+        self._method = method
+        self._options = options
+
+    def attribute(
+        self, inputs: Float[Tensor, "b c y x"], target: int | Tensor | list[int] | None = None
+    ) -> Float[Tensor, "b c y x"]:
+        """Relevance in the shape of ``inputs``: upsampled to pixels, spread evenly over the channels.
+
+        Args:
+            inputs: Normalised images.
+            target: As captum takes it: one class, or one per image.
+        """
+        shape = inputs.shape
+        found = explain(
+            self._model, inputs, target, self._method, options=self._options, batch_size=max(1, len(inputs))
+        )
+        per_channel = found.pixels()[:, None].expand(-1, shape[1], -1, -1) / shape[1]
+        return per_channel.to(inputs.device, inputs.dtype)
+
+
+def as_captum(
+    model: str | Path | nn.Module | VisionModel, method: str = "tokentm", *, options: Any | None = None
+) -> CaptumAttribution:
+    """Wrap a method so that code written for captum can call it.
+
+    Args:
+        model: As for ``explain``.
+        method: A method, or ``"method/rule"``.
+        options: The method's own options.
+
+    Returns:
+        An object whose ``attribute(inputs, target)`` returns a tensor of the shape of ``inputs``; summed over the
+        channels it is ``explain(...).pixels()``.
+    """
+    return CaptumAttribution(load_model(model), method, options)
+
+
+def as_quantus(
+    model: str | Path | nn.Module | VisionModel | None = None,
+    method: str = "tokentm",
+    *,
+    options: Any | None = None,
+) -> Callable[..., np.ndarray]:
+    """Wrap a method as an explain function for Quantus metrics.
+
+    Args:
+        model: Used when Quantus passes no model of its own. Metrics that randomise weights do pass one, and then that
+            one is explained.
+        method: A method, or ``"method/rule"``.
+        options: The method's own options.
+
+    Returns:
+        ``explain_func(model, inputs, targets, **kwargs)`` that takes arrays or tensors (b, c, y, x) and class indices
+        (b,), and returns relevance (b, 1, y, x), float32.
+    """
+    own = None if model is None else load_model(model)
+
+    def explain_func(model: Any = None, inputs: Any = None, targets: Any = None, **_: Any) -> np.ndarray:
+        vision = own if model is None or (own is not None and model is own.module) else load_model(model)
+        images = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, Tensor) else inputs).float()
+        classes = None if targets is None else torch.as_tensor(np.asarray(targets)).long().flatten()
+        if vision is None:
+            raise InputError("The explain function got no model, and as_quantus was called without one; give it one.")
+        found = explain(vision, images, classes, method, options=options)
+        return found.pixels()[:, None].numpy()
+
+    return explain_func

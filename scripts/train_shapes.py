@@ -35,6 +35,7 @@ PACKAGED = Path(tokentm.__file__).parent / "models" / "weights" / "shapes"
 PATCH = 8
 GRID = SIDE // PATCH
 TRAIN_SEED, WATCH_SEED, SINGLE_SEED, DOUBLE_SEED = 1, 2, 1001, 1002  # series of scenes; only the first is trained on
+ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 144, "depth": 6, "num_heads": 3}
 
 
@@ -44,16 +45,16 @@ class Recipe:
 
     seed: int = 0
     pool: int = 65_536  # scenes drawn once; 8 turns and mirrorings × 6 orders of the colours make each of them 48
-    steps: int = 4_400
+    steps: int = 5_000
     batch: int = 128
-    dense_share: float = 0.35  # of the steps, at the end, that see all tokens; before, every second is left out
+    dense_share: float = 0.32  # of the steps, at the end, see all tokens; those before leave out every second one
     kept: int = GRID * GRID // 2
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.05
-    warm_up: int = 200
-    patch_weight: float = 0.5
+    warm_up: int = 100
+    patch_weight: float = 2.0
+    figure_weight: float = 2.0
     ema: float = 0.998
-    muon: bool = True
 
 
 # --- the pool of scenes -------------------------------------------------------------------------------------------
@@ -61,86 +62,273 @@ class Recipe:
 CHUNK = 1_024
 
 
-def draw_chunk(folder: Path, number: int) -> None:
-    """Write scenes ``number × CHUNK`` and following: planes, class targets and how much of each patch is what."""
+def draw_chunk(folder: Path, number: int) -> float:
+    """Write ``CHUNK`` scenes with class targets, pixels of each class per patch, and object pixels as bits.
+
+    Returns the core seconds it took.
+    """
+    began = time.process_time()
     images = np.empty((CHUNK, 3, SIDE, SIDE), np.uint8)
     targets = np.empty((CHUNK, len(CLASS_NAMES)), np.float32)
     patches = np.empty((CHUNK, len(CLASS_NAMES), GRID, GRID), np.uint8)
+    figures = np.empty((CHUNK, 1, SIDE, SIDE // 8), np.uint8)
     for row in range(CHUNK):
         drawn = scene(TRAIN_SEED, number * CHUNK + row)
         images[row] = drawn.image.transpose(2, 0, 1)
         targets[row] = soft_label(drawn)
         patches[row] = drawn.masks.reshape(-1, GRID, PATCH, GRID, PATCH).sum((2, 4))
-    for name, array in (("targets", targets), ("patches", patches), ("images", images)):
+        figures[row, 0] = np.packbits(drawn.masks.any(0), axis=1)
+    arrays = {"targets": targets, "patches": patches, "figures": figures, "images": images}
+    for name, array in arrays.items():
         with write_atomically(folder / f"{number:03}-{name}.npy") as path:
             np.save(path, array)
+    return time.process_time() - began
 
 
-def draw_pool(folder: Path, chunks: int) -> list[dict[str, np.ndarray]]:
-    """Return the chunks of the pool as memory maps; draw those that are missing, on two processes."""
+def draw_pool(folder: Path, chunks: int) -> tuple[list[dict[str, np.ndarray]], float]:
+    """Return the chunks of the pool as memory maps, and the core seconds it took to draw the missing ones."""
     writable_folder(folder)
     missing = [number for number in range(chunks) if not (folder / f"{number:03}-images.npy").exists()]
-    began = time.monotonic()
+    drawing = 0.0
     with ProcessPoolExecutor(2) as workers:
-        for done, _ in enumerate(workers.map(draw_chunk, [folder] * len(missing), missing), 1):
-            rate = done * CHUNK / (time.monotonic() - began)
-            print(f"pool: {done}/{len(missing)} chunks, {rate:.0f} scenes/s", end="\r", flush=True)
-    print()
-    names = ("images", "targets", "patches")
-    return [
-        {name: np.load(folder / f"{number:03}-{name}.npy", mmap_mode="r") for name in names} for number in range(chunks)
-    ]
+        for done, seconds in enumerate(workers.map(draw_chunk, [folder] * len(missing), missing), 1):
+            drawing += seconds
+            if done % 8 == 0 or done == len(missing):
+                print(f"pool: {done * CHUNK} of {len(missing) * CHUNK} scenes drawn", flush=True)
+    names = ("images", "targets", "patches", "figures")
+    maps = [{name: np.load(folder / f"{n:03}-{name}.npy", mmap_mode="r") for name in names} for n in range(chunks)]
+    return maps, drawing
 
 
 def draw_batch(pool: list[dict[str, np.ndarray]], recipe: Recipe, step: int) -> dict[str, Tensor]:
     """Return the batch of a step: images (b, 3, y, x) in -1 to 1, targets (b, k), patches (b, n, k + 1), kept (b, m)."""
     rng = np.random.default_rng([recipe.seed, step])
     rows = rng.integers(len(pool) * CHUNK, size=recipe.batch)
-    images, targets, patches = [], [], []
+    images, targets, patches, figures = [], [], [], []
     for chunk, row in zip(*divmod(rows, CHUNK), strict=True):
         turn, mirror, colours = int(rng.integers(4)), bool(rng.integers(2)), rng.permutation(3)
-        for found, name in ((images, "images"), (patches, "patches")):
-            planes = np.rot90(pool[chunk][name][row], turn, axes=(1, 2))
+        drawn = {name: array[row] for name, array in pool[chunk].items()}
+        drawn["figures"] = np.unpackbits(drawn["figures"], axis=2)
+        for found, name in ((images, "images"), (patches, "patches"), (figures, "figures")):
+            planes = np.rot90(drawn[name], turn, axes=(1, 2))
             found.append(planes[:, :, ::-1] if mirror else planes)
         images[-1] = images[-1][colours]
-        targets.append(pool[chunk]["targets"][row])
+        targets.append(drawn["targets"])
     dense = step >= recipe.steps * (1 - recipe.dense_share)
-    order = rng.random((recipe.batch, GRID * GRID)).argsort(1)[:, : None if dense else recipe.kept]
-    shares = torch.from_numpy(np.stack(patches)).flatten(2).mT / PATCH**2
+    shown = np.stack(patches)
+    order = (rng.random((recipe.batch, GRID * GRID)) - near_objects(shown)).argsort(1)
+    shares = torch.from_numpy(shown).flatten(2).mT / PATCH**2
     return {
         "images": torch.from_numpy(np.stack(images)) / 127.5 - 1,
         "targets": torch.from_numpy(np.stack(targets)),
         "patches": torch.cat([shares, 1 - shares.sum(2, keepdim=True)], 2),
-        "kept": torch.from_numpy(order),
+        "figures": F.unfold(torch.from_numpy(np.stack(figures)).float(), PATCH, stride=PATCH).mT,
+        "kept": torch.from_numpy(order[:, : None if dense else recipe.kept]),
     }
+
+
+def near_objects(patches: np.ndarray) -> np.ndarray:
+    """Return, (b, n), whether a patch lies in the upright box around an object or right beside it.
+
+    A box, and not the object itself: which patches are left must not tell the outline.
+    """
+    present = np.pad(patches > 0, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    rows, columns = present.any(3), present.any(2)
+    rows, columns = (line[..., :-2] | line[..., 1:-1] | line[..., 2:] for line in (rows, columns))
+    return (rows[..., :, None] & columns[..., None, :]).any(1).reshape(len(patches), -1)
 
 
 # --- training -----------------------------------------------------------------------------------------------------
 
 
 class Student(nn.Module):
-    """The model, and a second head that says what each patch shows; the second one is not exported."""
+    """The model with two heads for training alone: what each patch shows, and which of its pixels are object.
+
+    They teach where the objects end long before the class of a whole scene could, and are not exported.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = timm.create_model("vit_tiny_patch16_224", num_classes=len(CLASS_NAMES), **MODEL_ARGS)
-        self.patch_head = nn.Linear(self.vit.embed_dim, len(CLASS_NAMES) + 1)
+        self.vit = timm.create_model(ARCHITECTURE, num_classes=len(CLASS_NAMES), **MODEL_ARGS)
+        width, grid = self.vit.embed_dim, torch.arange(float(GRID))
+        self.patch_head = nn.Linear(width, len(CLASS_NAMES) + 1)
+        self.figure_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, PATCH**2))
+        waves = grid[:, None] * 100 ** (-torch.arange(width // 4) / (width // 4))
+        waves = torch.cat([waves.sin(), waves.cos()], 1)
+        with torch.no_grad():
+            # Patches that start out looking at themselves and their neighbours learn an outline sooner: positions
+            # begin as waves, and keys equal to queries (as in mimetic initialisation, Trockman and Kolter 2023).
+            here = torch.cat([waves[:, None].expand(-1, GRID, -1), waves[None].expand(GRID, -1, -1)], 2)
+            self.vit.pos_embed[0, 1:] = 0.3 * here.flatten(0, 1)
+            for block in self.vit.blocks:
+                block.attn.fused_attn = False  # on a CPU the backward pass of the fused kernel takes twice as long
+                queries, keys, _ = block.attn.qkv.weight.chunk(3)
+                keys.copy_(nn.init.orthogonal_(queries))
 
-    def forward(self, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits (b, k) and the patch logits of the kept tokens (b, m, k + 1)."""
+    def forward(self, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return class logits (b, k), and for the kept tokens patch (b, m, k + 1) and pixel logits (b, m, 64)."""
         tokens = self.vit._pos_embed(self.vit.patch_embed(images))
         patches = tokens[:, 1:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
-        tokens = self.vit.norm(self.vit.blocks(torch.cat([tokens[:, :1], patches], 1)))
-        return self.vit.forward_head(tokens), self.patch_head(tokens[:, 1:])
+        middle = len(self.vit.blocks) // 2
+        tokens = self.vit.blocks[:middle](torch.cat([tokens[:, :1], patches], 1))
+        figures = self.figure_head(tokens[:, 1:])
+        tokens = self.vit.norm(self.vit.blocks[middle:](tokens))
+        return self.vit.forward_head(tokens), self.patch_head(tokens[:, 1:]), figures
 
 
-def gradients(student: Student, batch: dict[str, Tensor], patch_weight: float) -> tuple[list[Tensor], Tensor]:
-    """Return the gradients of all parameters, and (loss, patch loss, share of hits)."""
+def gradients(student: Student, batch: dict[str, Tensor], recipe: Recipe) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the gradients of all parameters, and [loss, patch loss, figure loss, accuracy] of the batch."""
     with torch.autocast("cpu", torch.bfloat16):
-        logits, patch_logits = student(batch["images"], batch["kept"])
-    kept = batch["kept"][..., None].expand(-1, -1, patch_logits.shape[2])
-    loss = F.cross_entropy(logits.float(), batch["targets"])
-    patch_loss = F.cross_entropy(patch_logits.float().flatten(0, 1), batch["patches"].gather(1, kept).flatten(0, 1))
-    found = torch.autograd.grad(loss + patch_weight * patch_loss, list(student.parameters()))
+        logits, patch_logits, figure_logits = (found.float() for found in student(batch["images"], batch["kept"]))
+    patches, figures = (
+        batch[name].gather(1, batch["kept"][..., None].expand(-1, -1, batch[name].shape[2]))
+        for name in ("patches", "figures")
+    )
+    loss = F.cross_entropy(logits, batch["targets"])
+    patch_loss = F.cross_entropy(patch_logits.flatten(0, 1), patches.flatten(0, 1))
+    figure_loss = F.binary_cross_entropy_with_logits(figure_logits, figures)
+    total = loss + recipe.patch_weight * patch_loss + recipe.figure_weight * figure_loss
     hits = batch["targets"].gather(1, logits.argmax(1, keepdim=True)).gt(0).float().mean()
-    return list(found), torch.stack([loss.detach(), patch_loss.detach(), hits])
+    return torch.autograd.grad(total, list(student.parameters())), torch.stack([loss, patch_loss, figure_loss, hits])
+
+
+class Run:
+    """A run under way: the student, the running average of its weights, the optimisers and the curves so far."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.file, self.curves, self.recipe = folder / "checkpoint.pt", folder / "curves.csv", recipe
+        torch.manual_seed(recipe.seed)
+        self.student, self.average = Student(), Student()
+        self.average.load_state_dict(self.student.state_dict())
+        matrices = {name for name, p in self.student.named_parameters() if "blocks" in name and p.ndim == 2}
+        named = list(self.student.named_parameters())
+        self.optimizers = [
+            torch.optim.Muon(
+                [p for name, p in named if name in matrices],
+                weight_decay=recipe.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(
+                [p for name, p in named if name not in matrices], betas=(0.9, 0.98), weight_decay=0, fused=True
+            ),
+        ]
+        self.step, self.seconds, self.core_seconds = 0, 0.0, 0.0
+        self.history: list[dict[str, float]] = []
+        if self.file.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self.file, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise SystemExit(f"{self.file} is of another recipe; choose another --run or remove it.")
+        self.student.load_state_dict(state["student"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.step, self.history = state["step"], state["history"]
+        self.seconds, self.core_seconds = state["seconds"], state["core_seconds"]
+
+    def save(self) -> None:
+        """Write checkpoint and curves, whole or not at all."""
+        names = ("step", "history", "seconds", "core_seconds")
+        state = {name: getattr(self, name) for name in names} | {"recipe": asdict(self.recipe)}
+        state |= {"student": self.student.state_dict(), "average": self.average.state_dict()}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        with write_atomically(self.file) as path:
+            torch.save(state, path)
+        with write_atomically(self.curves) as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+
+    def learn(self, batch: dict[str, Tensor], halves: ThreadPoolExecutor) -> Tensor:
+        """Take one step and return the mean of what ``gradients`` measured.
+
+        Two threads with half a batch each wait for one another once a step. Two threads inside each operation
+        would wait hundreds of times, and crawl as soon as another process wants a core.
+        """
+        recipe = self.recipe
+        parts = [{name: tensor.chunk(2)[half] for name, tensor in batch.items()} for half in (0, 1)]
+        (first, measured), (second, also) = halves.map(lambda part: gradients(self.student, part, recipe), parts)
+        parameters = list(self.student.parameters())
+        for parameter, one, other in zip(parameters, first, second, strict=True):
+            parameter.grad = (one + other) / 2
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        rate = min(1, (self.step + 1) / recipe.warm_up) * (1 + math.cos(math.pi * self.step / recipe.steps)) / 2
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * rate
+            optimizer.step()
+        with torch.no_grad():
+            # The average forgets its random start sooner than a constant decay would.
+            decay = min(recipe.ema, (self.step + 1) / (self.step + 10))
+            torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - decay)
+        self.step += 1
+        return (measured + also).detach() / 2
+
+
+def train(folder: Path, recipe: Recipe) -> None:
+    """Train to the end, from the last checkpoint if there is one."""
+    writable_folder(folder)
+    torch.set_num_threads(1)
+    began, core_began = time.monotonic(), time.process_time()
+    pool, drawing = draw_pool(folder / "pool", recipe.pool // CHUNK)
+    run = Run(folder, recipe)
+    began, core_began = began - run.seconds, core_began - run.core_seconds - drawing
+    watched = {objects: stack(Shapes(WATCH_SEED, 512, objects)) for objects in (1, 2)}
+    recent: list[Tensor] = []
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as halves:
+        while run.step < recipe.steps:
+            recent.append(run.learn(draw_batch(pool, recipe, run.step), halves))
+            if run.step % 50 and run.step != recipe.steps:
+                continue
+            run.seconds, run.core_seconds = time.monotonic() - began, time.process_time() - core_began
+            loss, patch_loss, figure_loss, accuracy = torch.stack(recent).mean(0).tolist()
+            row = {"step": run.step, "seconds": run.seconds, "core_seconds": run.core_seconds, "loss": loss}
+            row |= {"patch_loss": patch_loss, "figure_loss": figure_loss, "accuracy": accuracy}
+            row |= {"held_out_single": math.nan, "held_out_double": math.nan}
+            if run.step % 250 == 0 or run.step == recipe.steps:
+                row["held_out_single"], row["held_out_double"] = accuracies(run.average.vit, watched)
+            run.history.append({name: round(value, 4) for name, value in row.items()})
+            print("  ".join(f"{name} {value:g}" for name, value in run.history[-1].items()), flush=True)
+            recent.clear()
+            if run.step % 250 == 0 or run.step == recipe.steps:
+                run.save()
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def stack(scenes: Shapes) -> tuple[Tensor, Tensor]:
+    """Return images (b, 3, y, x), uint8, and soft labels (b, k)."""
+    drawn = [(one.image.transpose(2, 0, 1), soft_label(one)) for one in scenes]
+    images, labels = (np.stack(column) for column in zip(*drawn, strict=True))
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (b, k) of uint8 images, in float32."""
+    model.eval()
+    return torch.cat([model(part / 127.5 - 1) for part in images.split(128)])
+
+
+def hits_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return (b,), whether the classes present are those with the highest logits."""
+    count = labels.gt(0).sum(1, keepdim=True)
+    ranks = logits.argsort(1, descending=True).argsort(1)
+    return (ranks.lt(count) == labels.gt(0)).all(1)
+
+
+def accuracies(model: nn.Module, scenes: dict[int, tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Return the share of single scenes with the right top class, and of double ones with the right top two."""
+    single, double = (hits_of(logits_of(model, images), labels) for images, labels in scenes.values())
+    return single.float().mean().item(), double.float().mean().item()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["train", "export", "evaluate"])
+    parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="folder of checkpoints and curves")
+    arguments = parser.parse_args()
+    train(arguments.run, Recipe())

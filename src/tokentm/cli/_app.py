@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,12 +12,12 @@ from rich.console import Console
 from tokentm import __version__
 from tokentm.errors import TokentmError
 
-__all__ = ["DebugOption", "app", "command", "err", "out"]
+__all__ = ["DebugOption", "app", "command", "err", "out", "run", "tell"]
 
 app = typer.Typer(
     name="tokentm",
     help="Which parts of an image made a Vision Transformer decide as it did.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,  # a traceback is shown with --debug only, and then a plain one
     rich_markup_mode="rich",
 )
@@ -25,28 +26,45 @@ err = Console(stderr=True, highlight=False)
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-EXIT_PARTIAL, EXIT_BAD_INPUT, EXIT_BUG = 1, 2, 3
+EXIT_PARTIAL, EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+# What typer raises for an unknown option, a bad value, a missing argument. Its name is public in no version, and
+# newer ones do not take it from click.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def run() -> int:
+    """Run the command that the process was called with; returns its exit code."""
+    # Class names and file names are UTF-8; a terminal or pipe that is not must not turn them into a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        return app(prog_name="tokentm", standalone_mode=False) or 0
+    except _UsageError as error:
+        tell(f"Error: {_with_hint(error)}")
+        return EXIT_BAD_INPUT
+    except typer.Abort:
+        return EXIT_INTERRUPTED
 
 
 def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command whose errors are told in one sentence: exit code 2 for input, 3 for a bug of ours."""
 
-    def register(run: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(run)
+    def register(do: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(do)
         def told(*args: Any, debug: bool = False, **kwargs: Any) -> None:
             try:
-                run(*args, debug=debug, **kwargs)
-            except TokentmError as error:
-                if debug:
-                    raise
-                _tell(f"Error: {error}")
-                raise typer.Exit(EXIT_BAD_INPUT) from error
+                do(*args, debug=debug, **kwargs)
             except (typer.Exit, typer.Abort):
                 raise
             except Exception as error:  # the last line of defence: never a traceback without --debug
                 if debug:
-                    raise
-                _tell(
+                    traceback.print_exc()
+                if isinstance(error, TokentmError):
+                    tell(f"Error: {error}")
+                    raise typer.Exit(EXIT_BAD_INPUT) from error
+                tell(
                     f"Unexpected {type(error).__name__}: {_first_line(error)}; "
                     "this is a bug of tokentm, run again with --debug and report what it prints."
                 )
@@ -57,13 +75,21 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return register
 
 
-def _tell(sentence: str) -> None:
-    err.print(sentence, markup=False, soft_wrap=True, style="red")
+def tell(sentence: str, style: str = "red") -> None:
+    """Print one line to standard error, as it is: no markup, no wrapping."""
+    err.print(" ".join(sentence.splitlines()), markup=False, soft_wrap=True, style=style)
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"
+    return lines[0].rstrip(".") if lines else "no message"
+
+
+def _with_hint(error: Any) -> str:
+    message = error.format_message()
+    if error.ctx is None or message.endswith("?"):  # it already says what was meant
+        return str(message)
+    return f"{message.rstrip('.')}; see '{error.ctx.command_path} --help'."
 
 
 def _version(asked: bool) -> None:
@@ -72,16 +98,16 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _common(
+    context: typer.Context,
     version: Annotated[  # noqa: ARG001  (handled by its callback)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    # Class names and file names are UTF-8; a terminal or pipe that is not must not turn them into a traceback.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(EXIT_BAD_INPUT)
 
 
 from tokentm.cli import _demo, _explain, _lists  # noqa: E402, F401  (each registers its commands)

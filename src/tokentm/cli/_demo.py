@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from tokentm.cli._app import DebugOption, command, err, out
+from tokentm.cli._options import whole_number
+from tokentm.cli._places import output_folder
 
 __all__ = ["demo"]
 
@@ -16,15 +18,16 @@ def demo(
     to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write.")] = Path(
         "tokentm-demo.png"
     ),
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed draws other scenes.")] = 7,
+    seed: Annotated[
+        int, typer.Option(parser=whole_number(0, 2**32 - 1), metavar="N", help="Another seed draws other scenes.")
+    ] = 7,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """Show TokenTM beside the truth on scenes the bundled model never saw; needs no network."""
-    with err.status("Explaining four scenes…"):
-        from tokentm.files import writable_folder, write_atomically
+    with output_folder(to.parent), err.status("Explaining four scenes…"):
+        from tokentm.files import write_atomically
         from tokentm.report.demo import make_demo
 
-        writable_folder(to.parent)
         shown = make_demo(seed)
         content = io.BytesIO()
         shown.picture.save(content, "PNG")

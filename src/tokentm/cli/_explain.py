@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tokentm.cli._app import EXIT_PARTIAL, DebugOption, command, err, out
+from tokentm.cli._app import EXIT_PARTIAL, DebugOption, command, err, out, tell
+from tokentm.cli._options import fraction, whole_number
+from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from tokentm.explanation import Explanation, Source
     from tokentm.models import VisionModel
 
-__all__ = ["explain"]
+__all__ = ["DEFAULT_MODEL", "explain", "load"]
 
 DEFAULT_MODEL = "vit_base_patch16_224"
 _LISTED = 12  # photos up to which each result gets a line of its own
@@ -23,54 +26,72 @@ _LISTED = 12  # photos up to which each result gets a line of its own
 
 @command("explain")
 def explain(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO… | FOLDER", help="Images, or folders of images.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO|FOLDER", help="Images, or folders of images.")],
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
     target: Annotated[str | None, typer.Option(help="Class name or index; the predicted class without it.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, metavar="K", help="Explain the K best classes.")] = None,
+    top: Annotated[
+        int | None, typer.Option(parser=whole_number(1), metavar="K", help="Explain the K best classes.")
+    ] = None,
     method: Annotated[str, typer.Option(help="See `tokentm methods`.")] = "tokentm",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable.")
     ] = None,
     to: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")] = Path("out"),
     full: Annotated[bool, typer.Option("--full", help="Draw on the whole photo, not on the crop.")] = False,
-    opacity: Annotated[float, typer.Option(help="Of the relevance: 0 to 1.")] = 0.85,
-    cmap: Annotated[str, typer.Option(help="A matplotlib colour map.")] = "inferno",
+    opacity: Annotated[float, typer.Option(parser=fraction, metavar="0..1", help="Of the relevance.")] = 0.85,
+    cmap: Annotated[str | None, typer.Option(help="A matplotlib colour map.")] = None,
     arch: Annotated[str | None, typer.Option(help="timm architecture of a weight file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Photos at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(parser=whole_number(1), metavar="N", help="Photos at once.")] = 8,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """Explain photos: an overlay (PNG), the numbers (NPZ) and a manifest (JSON) for each."""
     if target is not None and top is not None:
         raise InputError("--target and --top exclude each other; give one.")
     with err.status("Starting…"):
+        import numpy as np
+
         from tokentm.cli._options import parse_options
-        from tokentm.files import writable_folder
         from tokentm.methods import METHODS
+        from tokentm.models.images import open_image
+        from tokentm.render import colourise
 
         chosen = METHODS[method]
         options = parse_options(chosen, settings or [])
-        sources = _named(photos)
-        writable_folder(to)
-    with err.status(f"Loading {model}…"):
-        vision = _load(model, arch, device)
-    if target is not None and not chosen.class_specific:
-        err.print(f"Note: {method} does not depend on the class, so --target changes only the caption.", style="yellow")
-    work = _Work(
-        vision=vision,
-        arguments={"target": target or (f"top{top}" if top else None), "method": method, "options": options},
-        drawing={"opacity": opacity, "cmap": cmap, "full": full},
-        folder=to,
-    )
-    work.run(sources, batch_size)
-    work.report(len(sources))
+        if cmap is not None:
+            colourise(np.zeros((1, 1), np.float32), cmap)  # an unknown name is told now, not once the model is loaded
+        sources = find_photos(photos, to)
+        if len(sources) == 1:  # nothing can be done without it, so that is told now too
+            open_image(*sources.values())
+    with output_folder(to):
+        with err.status(f"Loading {escape(model)}…"):
+            vision = load(model, arch, device)
+        if (target is not None or top is not None) and not chosen.class_specific:
+            tell(f"Note: {method} does not depend on the class, so its map is the same for every target.", "yellow")
+        work = _Work(
+            vision=vision,
+            sources=sources,
+            arguments={"target": target if top is None else f"top{top}", "method": method, "options": options},
+            drawing={"opacity": opacity, "cmap": cmap, "full": full},
+            folder=to,
+        )
+        work.run(batch_size)
+        work.report()
 
 
 class _Work:
     """Streams photos through the model in batches; a photo that cannot be read does not stop the others."""
 
-    def __init__(self, vision: "VisionModel", arguments: dict[str, Any], drawing: dict[str, Any], folder: Path) -> None:
+    def __init__(
+        self,
+        vision: "VisionModel",
+        sources: dict[str, Path],
+        arguments: dict[str, Any],
+        drawing: dict[str, Any],
+        folder: Path,
+    ) -> None:
         self._vision = vision
+        self._sources = sources
         self._arguments = arguments
         self._drawing = drawing
         self._folder = folder
@@ -79,11 +100,11 @@ class _Work:
         self._done = 0
         self._started = time.perf_counter()
 
-    def run(self, sources: dict[str, Path], batch_size: int) -> None:
+    def run(self, batch_size: int) -> None:
         """Explain and save everything, with a progress bar."""
         with _progress() as progress:
-            bar = progress.add_task("Explaining", total=len(sources))
-            for batch in _chunks(list(sources.items()), batch_size):
+            bar = progress.add_task("Explaining", total=len(self._sources))
+            for batch in _chunks(list(self._sources.items()), batch_size):
                 opened = [source for name, path in batch if (source := self._open(name, path)) is not None]
                 if opened:
                     self._explain(opened)
@@ -110,23 +131,41 @@ class _Work:
                 f"A batch of {len(opened)} does not fit into the memory of {self._vision.device}; "
                 "give a smaller --batch-size, or --device cpu."
             ) from error
+        except ImageError as error:  # it opens, but cannot be brought to the model's input
+            self._without(opened, error)
+            return
         explanation.save(self._folder, **self._drawing)
         self._done += len(opened)
         if len(self._lines) <= _LISTED:
             self._lines += self._describe(explanation)
 
+    def _without(self, opened: "list[Source]", error: ImageError) -> None:
+        """Explain a batch one by one, as one of its photos was refused."""
+        if len(opened) == 1:
+            self._failed.append(ImageError(f"{self._sources[opened[0].name]}: {error}"))
+            return
+        for source in opened:
+            self._explain([source])
+
     def _describe(self, explanation: "Explanation") -> Iterator[str]:
         for row, name in enumerate(explanation.class_name):
             yield f"{explanation.probability[row]:6.1%}  {name}  →  {explanation.stem(self._folder, row)}.png"
 
-    def report(self, total: int) -> None:
+    def report(self) -> None:
         """Say what was done and what failed; exits 1 when some photos failed, 2 when all did."""
-        if self._done == 0:
-            raise (
-                self._failed[0]
-                if len(self._failed) == 1
-                else InputError(f"None of the {total} images could be read; the first: {self._failed[0]}")
-            )
+        total = len(self._sources)
+        if total == 1 and self._failed:
+            raise self._failed[0]
+        if self._done:
+            self._summarise(total)
+        for error in self._failed:
+            tell(f"Not explained: {error}")
+        if not self._done:
+            raise InputError(f"None of the {total} images could be explained.")
+        if self._failed:
+            raise typer.Exit(EXIT_PARTIAL)
+
+    def _summarise(self, total: int) -> None:
         if len(self._lines) <= _LISTED:
             for line in self._lines:
                 out.print(line, markup=False, soft_wrap=True)
@@ -134,41 +173,12 @@ class _Work:
         out.print(
             f"Explained {self._done} of {total} image{'s' * (total != 1)} in {seconds:.1f} s "
             f"({self._done / seconds:.1f} per second); overlays, numbers and manifests are in {self._folder}.",
+            markup=False,
             soft_wrap=True,
         )
-        for error in self._failed:
-            err.print(f"Not explained: {error}", markup=False, soft_wrap=True, style="red")
-        if self._failed:
-            raise typer.Exit(EXIT_PARTIAL)
 
 
-def _named(photos: list[Path]) -> dict[str, Path]:
-    """Every image with the name its results get: its path below the folder it was found in, without suffix.
-
-    Two images of one name (``a.jpg`` and ``a.png``) keep their suffix as part of it.
-    """
-    from tokentm.models.images import find_images
-
-    found: list[tuple[Path, Path]] = []
-    for photo in photos:
-        if photo.is_dir():
-            found += [(path, path.relative_to(photo)) for path in find_images(photo)]
-        elif photo.exists():
-            found.append((photo, Path(photo.name)))
-        else:
-            raise ImageError(f"There is no file {photo}; give images or folders of images.")
-    stems = [str(below.with_suffix("")) for _, below in found]
-    named: dict[str, Path] = {}
-    for (path, below), stem in zip(found, stems, strict=True):
-        name = stem if stems.count(stem) == 1 else str(below).replace(".", "_")
-        count = 2
-        while name in named:
-            name, count = f"{stem}-{count}", count + 1
-        named[name] = path
-    return named
-
-
-def _load(model: str, arch: str | None, device: str) -> "VisionModel":
+def load(model: str, arch: str | None, device: str) -> "VisionModel":
     import torch
 
     from tokentm.models import load_model
@@ -177,7 +187,7 @@ def _load(model: str, arch: str | None, device: str) -> "VisionModel":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=chosen).cpu()  # "meta" can be filled, but not read
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Device {device!r} cannot be used here; 'cpu' and 'auto' work.") from error
     return load_model(model, arch=arch, device=chosen)
@@ -195,4 +205,5 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     )

@@ -1,18 +1,55 @@
-"""``--set direction=scaled``: method options from text, read from the fields of the method's options class."""
+"""Values of options, from text."""
 
 import dataclasses
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_args
+
+import typer
 
 from tokentm.errors import InputError, nearest
-from tokentm.methods import Method
 
-__all__ = ["parse_options"]
+if TYPE_CHECKING:
+    from tokentm.methods import Method
+
+__all__ = ["fraction", "parse_options", "whole_number"]
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def parse_options(method: Method, pairs: list[str]) -> Any:
-    """The method's options with every ``name=value`` of ``pairs`` set.
+def whole_number(low: int, high: int | None = None) -> Callable[[str | int], int]:
+    """A parser of integers from ``low`` to ``high``; unlike typer's own it says what was given.
+
+    Typer also hands it the default of its option, which is a number already.
+    """
+    limits = f"of {low} or more" if high is None else f"from {low} to {high}"
+
+    def parse(given: str | int) -> int:
+        try:
+            value = int(given)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise typer.BadParameter(f"{str(given)!r} is not a whole number {limits}")
+        return value
+
+    return parse
+
+
+def fraction(given: str | float) -> float:
+    """Parse a number from 0 to 1."""
+    try:
+        value = float(given)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{str(given)!r} is not a number from 0 to 1")
+    return value
+
+
+def parse_options(method: "Method", pairs: list[str]) -> Any:
+    """The method's options with every ``name=value`` of ``pairs`` (``--set direction=scaled``) set.
+
+    They are read from the fields of the method's options class.
 
     Raises:
         InputError: No ``=``, an unknown name, or a value of the wrong kind; the text says which names there are.
@@ -40,7 +77,8 @@ def _value(name: str, text: str, kind: Any) -> Any:
         try:
             return kind(text)
         except ValueError as error:
-            raise InputError(f"Option {name}={text!r} is not a number.") from error
+            kind_of = "whole number" if kind is int else "number"
+            raise InputError(f"Option {name}={text!r} is not a {kind_of}.") from error
     if choices and text not in choices:
         raise InputError(f"Option {name}={text!r} is unknown; {', '.join(map(repr, choices))} work.")
     return text

@@ -36,13 +36,15 @@ def picture_grid(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height = _TOP + _BOTTOM + len(cells) * _CELL * 1.1
+    gap = 0.03 if notes is None else 0.12  # between rows, as a share of a cell
+    top = _TOP + 0.2 * max(heading.count("\n") for heading in columns)
+    height = top + _BOTTOM + len(cells) * _CELL * (1 + gap)
     width = _LEFT + len(columns) * _CELL * 1.05
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        len(cells), len(columns), wspace=0.05, hspace=0.1,
-        left=_LEFT / width, right=1 - 0.05 / width, top=1 - _TOP / height, bottom=_BOTTOM / height,
+        len(cells), len(columns), wspace=0.05, hspace=gap,
+        left=_LEFT / width, right=1 - 0.05 / width, top=1 - top / height, bottom=_BOTTOM / height,
     )  # fmt: skip
     for i, row in enumerate(cells):
         for j, picture in enumerate(row):

@@ -133,20 +133,22 @@ def record(
         if inputs.is_inference() or Signal.IMAGE_GRAD in signals:
             inputs = inputs.clone().requires_grad_(Signal.IMAGE_GRAD in signals)
         # The rule goes around the tap: what the tap computes itself must pass under the rule too.
-        with rule(), attached(model.module, anatomy, taken):
+        with rule() as active, attached(model.module, anatomy, taken):
             output = anatomy.logits(model.module(inputs))
             taken.bias.active = False
             if Signal.LAYER_GRAD in signals:
                 layer_logits = tuple(anatomy.tail(taken.tokens_in[i + 1]) for i in range(len(anatomy.blocks)))
         logits = output if output.dtype == torch.float64 else output.float()
     _check_logits(logits, anatomy)
+    # A rule that needs float64 shapes the graph only; what the model says is what it says in its own type.
+    said = predict(model, images) if getattr(active, "wide", False) else logits.detach()
     return Recording(
-        logits=logits.detach(),
+        logits=said,
         _score_source=logits,
         _layer_logits=layer_logits,
         _inputs=inputs,
         _taken=taken,
-        _template=_template(taken, anatomy, inputs.detach(), logits.detach()),
+        _template=_template(taken, anatomy, inputs.detach(), said),
     )
 
 

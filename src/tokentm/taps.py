@@ -331,7 +331,7 @@ def _check_call(index: int, taken: Taken, query: Tensor, key: Tensor, dropout_p:
         )
     if exotic or dropout_p or query.shape != key.shape:
         raise UnsupportedModelError(
-            f"Block {index} attends causally, with grouped queries or to other tokens than its own "
+            f"Block {index} attends causally, with dropout, with grouped queries or to other tokens than its own "
             f"(queries {tuple(query.shape)}, keys {tuple(key.shape)}); plain self-attention works."
         )
 

@@ -1,7 +1,9 @@
 """What the user wants explained, as class indices."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def resolve_target(target: Target, logits: Float[Tensor, "b k"], model: VisionMo
         if not 1 <= count <= classes:
             raise TargetError(f"target={target!r} asks for {count} classes of a model that has {classes}.")
         return logits.topk(count).indices
-    if isinstance(target, int | str):
+    if isinstance(target, Integral | str):
         return torch.full((batch, 1), _index(target, model, classes), device=logits.device)
     each = _entries(target)
     if len(each) != batch:
@@ -44,7 +46,9 @@ def resolve_target(target: Target, logits: Float[Tensor, "b k"], model: VisionMo
     return torch.tensor([[_index(entry, model, classes)] for entry in each], device=logits.device)
 
 
-def _entries(target: Sequence[int | str] | Tensor) -> list[int | str]:
+def _entries(target: Any) -> list[Any]:
+    if not isinstance(target, Iterable):
+        raise TargetError(f"Got a target of type {type(target).__name__}; expected a class index, a name, or a list.")
     if not isinstance(target, Tensor):
         return list(target)
     if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
@@ -55,18 +59,23 @@ def _entries(target: Sequence[int | str] | Tensor) -> list[int | str]:
     return list(target.tolist())
 
 
-def _index(target: int | str, model: VisionModel, classes: int) -> int:
+def _index(target: Any, model: VisionModel, classes: int) -> int:
     if isinstance(target, str):
-        return int(target) if target.isdecimal() and int(target) < classes else _index_of_name(target, model)
-    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < classes:
-        raise TargetError(f"Target {target!r} is out of range: the model's classes are 0 to {classes - 1}.")
-    return target
+        # A name first: in a model whose classes are called "7" and "3", that is what the text means.
+        if target.lstrip("-").isdecimal() and target not in (model.class_names or ()):
+            return _index(int(target), model, classes)
+        return _index_of_name(target, model)
+    if isinstance(target, bool) or not isinstance(target, Integral):
+        raise TargetError(
+            f"Target {target} is neither an index nor a name; the model's classes are 0 to {classes - 1}."
+        )
+    if not 0 <= int(target) < classes:
+        raise TargetError(f"Target {target} is out of range: the model's classes are 0 to {classes - 1}.")
+    return int(target)
 
 
 def _index_of_name(name: str, model: VisionModel) -> int:
     classes = model.anatomy.num_classes
-    if name.lstrip("-").isdecimal():
-        raise TargetError(f"Target {name} is out of range: the model's classes are 0 to {classes - 1}.")
     if model.class_names is None:
         raise TargetError(
             f"Target {name!r} is a name, but the model knows no class names; give an index from 0 to {classes - 1}."

@@ -25,6 +25,7 @@ _EPSILON = 1e-9  # the public code's own
 # Bytes of one tile of query rows; five of them live at a time.
 _TILE_BYTES = 8 << 20
 
+Handler = Callable[..., Tensor]
 Spread = Callable[..., tuple[Tensor, ...]]
 Layer = Callable[[Tensor, Tensor], Tensor]
 
@@ -227,11 +228,77 @@ def _attended(
     return _carried(run, spread, query, key, value)
 
 
-def _linear(separate: bool) -> Handler:
-    def run(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-        def value() -> Tensor:
-            return F.linear(input, _wide(weight), _wide(bias))
+def _affine(layer: Handler, share: Spread, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    # The weight is widened where it is used, lest the graph keep a float64 copy of the whole model.
+    wide, fixed = _wide(input), weight.detach()
 
-        return _weighted(value, F.linear, _wide(input), weight, separate)
+    def value() -> Tensor:
+        output: Tensor = layer(wide, _wide(weight), _wide(bias))
+        return output
+
+    def spread(relevance: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return share(relevance, lambda x, weight: layer(x, weight, None), x, _wide(fixed))
+
+    return _carried(value, spread, wide) if _active(wide) else value()
+
+
+def _linear(separate: bool) -> Handler:
+    def share(relevance: Tensor, layer: Layer, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return (share_of_inputs(relevance, layer, x.clamp(min=0), x.clamp(max=0), weight, separate),)
+
+    def run(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+        return _affine(F.linear, share, input, weight, bias)
 
     return run
+
+
+def _multiplied_by_matrix(separate: bool) -> Handler:
+    """Activations times a constant matrix are a linear layer."""
+    linear = _linear(separate)
+
+    def run(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
+        layer = other.ndim == 2 and not _active(other)
+        return linear(input, other.mT) if layer else torch.matmul(_wide(input), _wide(other))
+
+    return run
+
+
+def _convolved(separate: bool) -> Handler:
+    def share(relevance: Tensor, layer: Layer, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        if x.shape[1] == 3:  # the public code knows the input layer by its three channels
+            return (share_of_pixels(relevance, layer, x, weight),)
+        return (share_of_inputs(relevance, layer, x.clamp(min=0), x.clamp(max=0), weight, separate),)
+
+    def run(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return torch.conv2d(x, weight, bias, *args, **kwargs)
+
+        return _affine(layer, share, input, weight, bias)
+
+    return run
+
+
+_UNCHANGED = (
+    F.gelu, F.silu, F.relu, F.mish, F.layer_norm, F.rms_norm, F.softmax, torch.softmax, torch.Tensor.softmax,
+    torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh,
+)  # fmt: skip
+
+
+def relevance_handlers(*, separate: bool, renormalise: bool) -> dict[Any, Handler]:
+    """What a rule puts in the place of PyTorch's functions.
+
+    Args:
+        separate: Linear layers share out the relevance once over positive inputs at positive weights and once over
+            negative inputs at negative weights; otherwise both together share it out once.
+        renormalise: Sums keep the total relevance of each image.
+    """
+    handlers: dict[Any, Handler] = {func: _unchanged(func) for func in _UNCHANGED}
+    handlers |= {func: _added(func, 1, renormalise) for func in (torch.add, torch.Tensor.add)}
+    handlers |= {func: _added(func, -1, renormalise) for func in (torch.sub, torch.Tensor.sub)}
+    handlers |= {func: _multiplied(func, halved=True) for func in (torch.mul, torch.Tensor.mul)}
+    handlers |= {func: _multiplied(func, halved=False) for func in (torch.div, torch.Tensor.div)}
+    handlers |= dict.fromkeys((torch.mean, torch.Tensor.mean), _averaged)
+    handlers[F.scaled_dot_product_attention] = _attended
+    handlers = {func: _in_float64(handler) for func, handler in handlers.items()}
+    handlers |= dict.fromkeys((torch.matmul, torch.Tensor.matmul), _multiplied_by_matrix(separate))
+    return handlers | {F.linear: _linear(separate), torch.conv2d: _convolved(separate)}

@@ -20,6 +20,7 @@ class LRP(BackwardRule):
     Departs from it: a tensor used twice gets the plain sum of its two relevances, without the 1e-9 in its division.
     """
 
+    wide = True
     handlers = relevance_handlers(separate=True, renormalise=False)
 
 

@@ -15,6 +15,7 @@ class LRPConserving(BackwardRule):
     Departs from the code: totals are per image, not per batch; see ``lrp`` for the rest.
     """
 
+    wide = True
     handlers = relevance_handlers(separate=False, renormalise=True)
 
 

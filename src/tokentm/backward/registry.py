@@ -22,6 +22,8 @@ class BackwardRule(TorchFunctionMode):
     """
 
     handlers: ClassVar[Mapping[Any, Handler]] = {}
+    wide: ClassVar[bool] = False
+    """Whether the pass runs in float64; its logits are then not those of the model bit for bit."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

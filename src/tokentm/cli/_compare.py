@@ -53,16 +53,13 @@ def compare(
             vision = load(model, arch, device)
         blind = [name for name in chosen if not METHODS[name.split("/")[0]].class_specific]
         if targets is not None and blind:
-            tell(
-                f"Note: {', '.join(blind)} do not depend on the class; their rows differ only in the caption.", "yellow"
-            )
+            tell(f"Note: {', '.join(blind)}: blind to the class, so the map is the same for every target.", "yellow")
         with err.status(f"Explaining {len(sources)} × {len(chosen)}…"):
             opened = [Source.read(path, name) for name, path in sources.items()]
             found = tokentm.compare(vision, opened, chosen, targets, batch_size=batch_size)
             _save(found, to, draw_comparison(found))
-    out.print(
-        f"Compared {', '.join(found)} on {len(sources)} image{'s' * (len(sources) != 1)}.", markup=False, soft_wrap=True
-    )
+    plural = "s" * (len(sources) != 1)
+    out.print(f"Compared {', '.join(found)} on {len(sources)} image{plural}.", markup=False, soft_wrap=True)
     out.print(f"Figure: {to / 'compare.png'}; numbers and manifest are beside it.", markup=False, soft_wrap=True)
 
 
@@ -70,8 +67,11 @@ def _chosen(methods: str, backward: str | None) -> list[str]:
     """Every method asked for, under every rule that applies to it."""
     from tokentm.backward import BACKWARD
     from tokentm.methods import METHODS
+    from tokentm.session import Request
 
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names:
+        Request.parse(name)  # unknown names and rules are told before the model is loaded
     if not names:
         raise InputError(f"--methods {methods!r} names no method; give names separated by commas, or all.")
     if backward is None:

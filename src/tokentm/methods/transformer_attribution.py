@@ -61,7 +61,7 @@ def transformer_attribution(trace: Trace, options: TransformerAttributionConfig)
         raise InputError(
             f"start_block={options.start_block} leaves no block of {len(trace.blocks)}; give a smaller one."
         )
-    row = trace.start_row
+    row = trace.companion.start_row  # in float64, as the relevance
     pairs = list(zip(trace.blocks, trace.companion.blocks, strict=True))
     for plain, relevance in reversed(pairs[options.start_block :]):
         row = row + weighted_relevance(relevance, row, gradient=plain).mean(1)

@@ -1,0 +1,313 @@
+"""The second writing of the gradient methods: float64, one image at a time, explicit matrices, autograd through them.
+
+Imports nothing from tokentm. A backward rule is written here by detaching and by splitting factors inside the explicit
+forward pass, never by a custom gradient. Tests assert that the forward pass reproduces the model's own logits.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.support.oracle import Weights, _take_apart
+
+__all__ = ["RULES", "Explicit", "Rule", "Run", "explain"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as constant or is split in the backward pass."""
+
+    attention: str = "plain"  # or "constant", or "split"
+    norm: str = "plain"  # or "constant"
+    gate: str = "plain"  # or "constant"
+    product: str = "plain"  # or "split"
+
+
+RULES = {
+    "plain": Rule(),
+    "libra": Rule(attention="constant", norm="constant", gate="constant", product="split"),
+    "attnlrp": Rule(attention="split", norm="constant", gate="constant", product="split"),
+    "conservative": Rule(attention="constant", norm="constant"),
+}
+
+
+def _half(x: Tensor) -> Tensor:
+    """The value of x, half of its gradient."""
+    return x / 2 + x.detach() / 2
+
+
+@dataclass
+class Explicit:
+    """The operations of a ViT for one image under one rule; biases are kept as leaves, one copy per token."""
+
+    rule: Rule
+    biases: list[Tensor] = field(default_factory=list)
+
+    def bias(self, bias: Tensor | None, like: Tensor) -> Tensor:
+        leaf = torch.zeros_like(like) if bias is None else bias.detach().expand_as(like).clone()
+        self.biases.append(leaf.requires_grad_(True))
+        return leaf
+
+    def affine(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        out = x @ weight.detach().T
+        return out + self.bias(bias, out)
+
+    def linear(self, module: Any, x: Tensor) -> Tensor:
+        return self.affine(module.weight, module.bias, x)
+
+    def norm(self, module: Any, x: Tensor) -> Tensor:
+        if isinstance(module, nn.Identity):
+            return x
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = ((centred**2).mean(-1, keepdim=True) + module.eps) ** 0.5
+        if self.rule.norm == "constant":
+            deviation = deviation.detach()
+        out = centred / deviation * module.weight.detach()
+        return out + self.bias(module.bias, out)
+
+    def gated(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * (gate.detach() if self.rule.gate == "constant" else gate)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return self.gated(x, (1 + torch.erf(x / math.sqrt(2))) / 2)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return self.gated(x, 1 / (1 + torch.exp(-x)))
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return _half(a) * _half(b) if self.rule.product == "split" else a * b
+
+    def feed_forward(self, module: Any, x: Tensor) -> Tensor:
+        *first, last = (part for part in module.modules() if isinstance(part, nn.Linear))
+        hidden = [self.linear(part, x) for part in first]
+        if len(hidden) == 2:
+            return self.linear(last, self.product(self.silu(hidden[0]), hidden[1]))
+        return self.linear(last, self.gelu(hidden[0]))
+
+    def attention_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """What multiplies the values; its gradient is read here."""
+        if self.rule.attention == "split":
+            q, k = _half(q), _half(k)
+        scores = q @ k.T / q.shape[-1] ** 0.5
+        raised = torch.exp(scores - scores.amax(-1, keepdim=True).detach())
+        a = raised / raised.sum(-1, keepdim=True)
+        if self.rule.attention == "constant":
+            return a.detach().requires_grad_(True)
+        return _half(a) if self.rule.attention == "split" else a
+
+    def attend(self, x: Tensor, block: Weights, norms: tuple[Any, Any]) -> tuple[Tensor, list[Tensor]]:
+        d = block.q[0].shape[0] // block.heads
+        matrices, out = [], torch.zeros_like(x)
+        for head in range(block.heads):
+            rows = slice(head * d, (head + 1) * d)
+            parts = ((w[rows], None if b is None else b[rows]) for w, b in (block.q, block.k, block.v))
+            q, k, v = (self.affine(w, b, x) for w, b in parts)
+            a = self.attention_matrix(self.norm(norms[0], q), self.norm(norms[1], k))
+            used = _half(v) if self.rule.attention == "split" else v
+            out = out + a @ used @ block.o[0].detach()[:, rows].T
+            matrices.append(a)
+        return out + self.bias(block.o[1], out), matrices
+
+
+@dataclass
+class Run:
+    """One image, explained by nobody yet: values (detached) and gradients of the class score, float64."""
+
+    logits: Tensor
+    image: Tensor
+    image_grad: Tensor
+    h: list[Tensor]  # tokens entering each block, and after the last
+    h_grad: list[Tensor]
+    A: list[list[Tensor]]  # [block][head] (n, n)
+    A_grad: list[list[Tensor]]
+    layer_grad: list[list[Tensor]]  # gradient of the block's own score
+    biases: list[tuple[Tensor, Tensor]]  # value and gradient, (n, w), or (w,) in the head
+    readout: Tensor
+    prefix: int
+    grid: tuple[int, int]
+
+    def bias_share(self) -> Tensor:
+        share = torch.zeros_like(self.readout)
+        for value, grad in self.biases:
+            share = share + ((value * grad).sum(-1) if value.ndim == 2 else (value @ grad) * self.readout)
+        return share
+
+
+def explain(name: str, model: nn.Module, images: Tensor, target: list[int], rule: Rule) -> list[Run]:
+    """Run the model explicitly, image by image, and differentiate the target logits."""
+    model = copy.deepcopy(model).double().eval().requires_grad_(False)
+    blocks, weights, _, readout_of, prefix = _take_apart(name, model)
+    runs = []
+    for image, index in zip(images.double(), target, strict=True):
+        pixels = image.clone().requires_grad_(True)
+        x, grid = _embed(model, blocks[0], pixels)
+        h, A, ops = [x], [], Explicit(rule)
+        for module, block in zip(blocks, weights, strict=True):
+            x, matrices = _block(ops, name, module, block, x)
+            h.append(x)
+            A.append(matrices)
+        logits = _tail(ops, name, model, x, prefix)
+        gradient = _gradients(logits[index], [pixels], h, ops.biases, *A)
+        own = [
+            _gradients(_tail(Explicit(rule), name, model, t, prefix)[index], a) for t, a in zip(h[1:], A, strict=True)
+        ]
+        runs.append(
+            Run(
+                logits=logits.detach(),
+                image=image,
+                image_grad=gradient[0][0],
+                h=[tokens.detach() for tokens in h],
+                h_grad=gradient[1],
+                A=[[a.detach() for a in heads] for heads in A],
+                A_grad=gradient[3:],
+                layer_grad=[heads for (heads,) in own],
+                biases=[(leaf.detach(), grad) for leaf, grad in zip(ops.biases, gradient[2], strict=True)],
+                readout=readout_of(x.shape[0]),
+                prefix=prefix,
+                grid=grid,
+            )
+        )
+    return runs
+
+
+def _gradients(score: Tensor, *groups: list[Tensor]) -> list[list[Tensor]]:
+    """Gradients of the score, grouped as asked; zero where it does not depend."""
+    flat = iter(
+        torch.autograd.grad(
+            score, [part for group in groups for part in group], retain_graph=True, materialize_grads=True
+        )
+    )
+    return [[next(flat) for _ in group] for group in groups]
+
+
+def _embed(model: nn.Module, first: nn.Module, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Tokens entering the first block as a function of the pixels, and the patch grid."""
+    seen: list[Tensor] = []
+    convolution = next(part for part in model.modules() if isinstance(part, nn.Conv2d))
+    handle = first.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    model(pixels[None])
+    handle.remove()
+    rows, columns = (side // step for side, step in zip(pixels.shape[1:], convolution.stride, strict=True))
+    return seen[0][0], (rows, columns)
+
+
+def _block(ops: Explicit, name: str, module: Any, block: Weights, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    no_norm = nn.Identity()
+    norm1, norm2, q_norm, k_norm = {
+        "timm": lambda: (module.norm1, module.norm2, module.attn.q_norm, module.attn.k_norm),
+        "torchvision": lambda: (module.ln_1, module.ln_2, no_norm, no_norm),
+        "transformers": lambda: _hugging_norms(module, no_norm),
+    }[name.split("-")[0]]()
+    added, matrices = ops.attend(ops.norm(norm1, x), block, (q_norm, k_norm))
+    x = x + (added if block.scale1 is None else added * block.scale1)
+    added = ops.feed_forward(module.mlp, ops.norm(norm2, x))
+    return x + (added if block.scale2 is None else added * block.scale2), matrices
+
+
+def _hugging_norms(module: Any, no_norm: nn.Module) -> tuple[Any, Any, Any, Any]:
+    if hasattr(module, "norm1"):
+        return module.norm1, module.norm2, no_norm, no_norm
+    return module.layernorm_before, module.layernorm_after, no_norm, no_norm
+
+
+def _tail(ops: Explicit, name: str, model: Any, x: Tensor, prefix: int) -> Tensor:
+    if name.startswith("torchvision"):
+        return ops.linear(model.heads[0], ops.norm(model.encoder.ln, x)[0])
+    if name.startswith("timm"):
+        x = ops.norm(model.norm, x)
+        if hasattr(model, "head_dist"):
+            return (ops.linear(model.head, x[0]) + ops.linear(model.head_dist, x[1])) / 2
+        if model.global_pool == "token":
+            pooled = x[0]
+        else:
+            pooled = x.mean(0) if model.pool_include_prefix else x[prefix:].mean(0)
+        return ops.linear(model.head, ops.norm(model.fc_norm, pooled))
+    x = ops.norm(getattr(model, model.base_model_prefix).layernorm, x)
+    if "dinov2" in name:
+        return ops.linear(model.classifier, torch.cat([x[0], x[prefix:].mean(0)]))
+    if "teacher" in name:
+        return (ops.linear(model.cls_classifier, x[0]) + ops.linear(model.distillation_classifier, x[1])) / 2
+    return ops.linear(model.classifier, x[0])
+
+
+# --- the methods ------------------------------------------------------------------------------------------------
+
+
+def gradcam(run: Run, *, relu: bool = True) -> Tensor:
+    """Head weights from the patch columns of the readout's gradient; mean over heads, then positive part."""
+    total = torch.zeros_like(run.readout)
+    for a, g in zip(run.A[-1], run.A_grad[-1], strict=True):
+        total = total + (run.readout @ g)[run.prefix :].mean() * (run.readout @ a)
+    total = total / len(run.A[-1])
+    return total.clamp(min=0) if relu else total
+
+
+def gradcam_tokens(run: Run, *, relu: bool = True) -> Tensor:
+    """Channel weights from the gradient at the patch tokens entering the last block."""
+    tokens, grad = run.h[-2], run.h_grad[-2]
+    n, w = tokens.shape
+    weight = [sum(grad[i, d] for i in range(run.prefix, n)) / (n - run.prefix) for d in range(w)]
+    total = torch.stack([sum(weight[d] * tokens[i, d] for d in range(w)) for i in range(n)])
+    return total.clamp(min=0) if relu else total
+
+
+def attcat(run: Run) -> Tensor:
+    """CAT of every block times the attention its tokens get."""
+    n = len(run.readout)
+    total = torch.zeros_like(run.readout)
+    for tokens, grad, heads in zip(run.h, run.h_grad, run.A, strict=False):
+        for i in range(n):
+            alpha = sum(a[j, i] for a in heads for j in range(n)) / (len(heads) * n)
+            total[i] += (tokens[i] @ grad[i]) * alpha
+    return total
+
+
+def input_x_gradient(run: Run) -> Tensor:
+    """Pixels × gradient, patch by patch."""
+    rows, columns = run.grid
+    height, width = run.image.shape[1] // rows, run.image.shape[2] // columns
+    product, total = run.image * run.image_grad, torch.zeros_like(run.readout)
+    for r in range(rows):
+        for c in range(columns):
+            patch = product[:, r * height : (r + 1) * height, c * width : (c + 1) * width]
+            total[run.prefix + r * columns + c] = patch.sum()
+    return total
+
+
+def conservative_lrp(run: Run) -> Tensor:
+    """Gradient × input at the token embeddings."""
+    return torch.stack([e @ g for e, g in zip(run.h[0], run.h_grad[0], strict=True)])
+
+
+def fullgrad_plus(run: Run) -> Tensor:
+    """Gradient × input at every block's input, and bias × gradient."""
+    inputs = sum((tokens * grad).sum(1) for tokens, grad in list(zip(run.h, run.h_grad, strict=True))[:-1])
+    return inputs + run.bias_share()
+
+
+def legrad(run: Run) -> Tensor:
+    """Positive gradient of every layer's own score, mean over heads and queries."""
+    total = torch.zeros_like(run.readout)
+    for heads in run.layer_grad:
+        for g in heads:
+            total = total + g.clamp(min=0).mean(0) / len(heads)
+    return total
+
+
+METHODS: dict[str, Callable[[Run], Tensor]] = {
+    "gradcam": gradcam,
+    "gradcam_tokens": gradcam_tokens,
+    "attcat": attcat,
+    "input_x_gradient": input_x_gradient,
+    "conservative_lrp": conservative_lrp,
+    "attnlrp": input_x_gradient,
+    "fullgrad_plus": fullgrad_plus,
+    "legrad": legrad,
+}

@@ -1,0 +1,101 @@
+"""``compare``: the same numbers as ``explain``, one figure, one command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tokentm
+from tests.support.command import run, save_classifier, tree
+from tests.support.zoo import build, image_batch
+from tokentm.errors import InputError
+from tokentm.report.comparison import draw_comparison
+from tokentm.session import Request
+
+METHODS = ["tokentm", "gae/libra", "rollout", "attcat"]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classifier(tmp_path_factory.mktemp("compare") / "classifier")
+
+
+def photo(folder: Path, name: str, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+    return folder / name
+
+
+def test_compare_is_explain_for_each_method() -> None:
+    model, images = build("timm-dinov2"), image_batch("timm-dinov2", batch=3)
+    found = tokentm.compare(model, images, METHODS, "top2", batch_size=2)
+    assert list(found) == METHODS
+    for name, explanation in found.items():
+        alone = tokentm.explain(model, images, "top2", name)
+        torch.testing.assert_close(explanation.relevance, alone.relevance, rtol=1e-5, atol=1e-6)
+        assert torch.equal(explanation.target, alone.target)
+        assert explanation.image_index.tolist() == [0, 0, 1, 1, 2, 2]
+        assert explanation.method == name
+
+
+def test_the_same_rule_twice_is_refused_and_rules_only_go_where_they_apply() -> None:
+    assert Request.parse("gae", backward="libra").name == "gae/libra"
+    assert Request.parse("attnlrp").name == "attnlrp"  # its own rule is not named
+    with pytest.raises(InputError, match="names another rule"):
+        Request.parse("gae/libra", backward="plain")
+    with pytest.raises(InputError, match="'rollout' reads no gradients"):
+        Request.parse("rollout/libra")
+    with pytest.raises(InputError, match="'attnlrp' is defined with 'attnlrp'"):
+        Request.parse("attnlrp/libra")
+    with pytest.raises(InputError, match="what flows backward is relevance"):
+        Request.parse("tokentm/lrp")
+    with pytest.raises(InputError, match=r"libre.*Did you mean .libra."):
+        Request.parse("gae/libre")
+
+
+def test_the_figure_has_a_row_per_target_and_one_scale_per_column() -> None:
+    model, images = build("timm-vit"), image_batch("timm-vit")
+    found = tokentm.compare(model, images, ["gae", "attcat"], "top2")
+    picture = draw_comparison(found)
+    taller = draw_comparison(tokentm.compare(model, images, ["gae", "attcat"], "top3"))
+    wider = draw_comparison(tokentm.compare(model, images, ["gae", "attcat", "rollout"], "top2"))
+    assert taller.width == picture.width
+    # two images: four rows against six, two columns of maps against three, beside the column of images
+    assert taller.height / picture.height == pytest.approx(6 / 4, rel=0.1)
+    assert wider.width / picture.width == pytest.approx(4 / 3, rel=0.1)
+
+
+def test_the_command(classifier: Path, tmp_path: Path) -> None:
+    photos = [photo(tmp_path, "a.png", 0), photo(tmp_path, "b.png", 1)]
+    arguments = ["--methods", "tokentm,rollout", "--backward", "plain,libra", "--targets", "top2", "--out", "got"]
+    done = run(["compare", *photos, "--model", classifier, *arguments], tmp_path)
+    assert done.code == 0, done.err
+    assert tree(tmp_path / "got") == {"compare.png", "compare.npz", "compare.json"}
+    assert done.err.count("\n") == 1
+    assert "rollout: blind to the class" in done.err
+
+    names = ["tokentm", "tokentm/libra", "rollout"]
+    expected = tokentm.compare(classifier, photos, names, "top2")
+    with np.load(tmp_path / "got" / "compare.npz") as arrays:
+        assert sorted(arrays) == sorted(names)
+        for name in names:
+            np.testing.assert_allclose(arrays[name], expected[name].relevance.numpy(), rtol=1e-4, atol=1e-6)
+    manifest = json.loads((tmp_path / "got" / "compare.json").read_text(encoding="utf-8"))
+    assert [row["class_name"] for row in manifest["tokentm"]] == list(expected["tokentm"].class_name)
+    with Image.open(tmp_path / "got" / "compare.png") as picture:
+        assert picture.width > 600
+
+
+def test_the_command_refuses_before_it_loads(tmp_path: Path) -> None:
+    given = photo(tmp_path, "a.png", 0)
+    for arguments, words in (
+        (["--methods", "gae,rollot"], "Unknown method 'rollot'"),
+        (["--methods", ","], "names no method"),
+        (["--methods", "gae", "--backward", "libre"], "Unknown backward rule 'libre'"),
+    ):
+        done = run(["compare", given, "--model", "nowhere/at/all", *arguments], tmp_path)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert words in done.err

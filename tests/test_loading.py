@@ -1,0 +1,514 @@
+"""Every way to get a model, without a network; weights are never unpickled, and nothing loads half."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.support.sentences import assert_one_sentence
+from tests.support.zoo import build, image_batch
+from tokentm.errors import HubUnreachableError, InputError, ModelLoadError, TokentmError, UnsupportedModelError
+from tokentm.models import ImageTransform, VisionModel, load_model
+
+NAMES = tuple(f"class of kind {letter}" for letter in "abcdefg")
+CONFIG = {
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 7,
+    "model_args": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3},
+    "pretrained_cfg": {
+        "num_classes": 7,
+        "input_size": [3, 32, 32],
+        "crop_pct": 0.8,
+        "interpolation": "bilinear",
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.4],
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    },
+    "label_names": NAMES,
+}
+TIMM_TRANSFORM = ImageTransform(
+    resize=40, crop=(32, 32), interpolation="bilinear", fit="cover", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+)
+
+
+def timm_folder(folder: Path, model: nn.Module | None = None, **changes: Any) -> Path:
+    folder.mkdir()
+    save_file((model or build("timm-vit")).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    return folder
+
+
+def transformers_folder(folder: Path, model: Any, **changes: Any) -> Path:
+    model.save_pretrained(folder)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(folder)
+    if changes:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def named(name: str) -> Any:
+    model = build(name)
+    model.config.id2label = dict(enumerate(NAMES))
+    model.config.label2id = {label: index for index, label in enumerate(NAMES)}
+    return model
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = model(images)
+    return getattr(output, "logits", output)
+
+
+def refused(words: str, load: Callable[[], object], kind: type[TokentmError] = ModelLoadError) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        load()
+    assert_one_sentence(caught.value)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["model", "with space #1 ?ü=", "nested"])
+def test_a_timm_folder(tmp_path: Path, place: str) -> None:
+    loaded = load_model(timm_folder(tmp_path / place))
+    assert torch.equal(
+        logits(loaded.module, image_batch("timm-vit")), logits(build("timm-vit"), image_batch("timm-vit"))
+    )
+    assert loaded.class_names == NAMES
+    assert loaded.transform == TIMM_TRANSFORM
+    assert loaded.name == place
+    assert not any(part.training for part in loaded.module.modules())
+
+
+def test_a_timm_folder_that_timm_wrote(tmp_path: Path) -> None:
+    model = build("timm-deit-distilled")
+    config = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
+    timm.models.save_for_hf(model, tmp_path, model_args=config, safe_serialization="both")
+    loaded = load_model(tmp_path)
+    images = image_batch("timm-deit-distilled")
+    assert torch.equal(logits(loaded.module, images), logits(model, images))
+
+
+def test_a_path_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm_folder(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    for source in ("model", "./model", "model/", Path("model")):
+        assert load_model(source).class_names == NAMES
+
+
+@pytest.mark.parametrize("name", ["transformers-vit", "transformers-deit-teacher", "transformers-dinov2-registers"])
+def test_a_transformers_folder(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = transformers_folder(tmp_path / "model", named(name))
+    loaded = load_model(folder)
+    assert torch.equal(logits(loaded.module, image_batch(name)), logits(build(name), image_batch(name)))
+    assert loaded.class_names == NAMES
+    assert loaded.name == "model"
+    assert loaded.transform == ImageTransform(
+        resize=(32, 32), interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.5,) * 3, convention="transformers"
+    )
+    assert "deprecated" not in capfd.readouterr().err
+
+
+def test_a_folder_without_names_has_none(tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "model", build("transformers-vit"))
+    assert load_model(folder).class_names is None
+    assert load_model(folder, class_names=NAMES).class_names == NAMES
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+TIMM_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "There is no config.json in"),
+    "broken config": (lambda f: (f / "config.json").write_text("{broken"), "config.json' is not readable JSON"),
+    "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "is not readable JSON"),
+    "a list as config": (lambda f: (f / "config.json").write_text("[1]"), "holds a list, expected a JSON object"),
+    "config of something else": (lambda f: (f / "config.json").write_text("{}"), "neither 'architecture'.*nor 'model_"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has config.json but no model.safetensors"),
+    "weights of noise": (lambda f: (f / "model.safetensors").write_bytes(b"noise" * 99), "does not hold a timm model"),
+    "weights cut off": (lambda f: cut(f / "model.safetensors"), "does not hold a timm model: .* not fully covered"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "does not hold a timm model"),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), TIMM_DAMAGE.values(), ids=TIMM_DAMAGE)
+def test_a_damaged_timm_folder_is_refused(tmp_path: Path, damage: Callable[[Path], object], words: str) -> None:
+    folder = timm_folder(tmp_path / "model")
+    damage(folder)
+    refused(words, lambda: load_model(folder))
+
+
+TIMM_MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown architecture": ({"architecture": "vit_nonsense"}, r"Unknown model \(vit_nonsense\)"),
+    "another depth": ({"model_args": {**CONFIG["model_args"], "depth": 4}}, r"Missing key\(s\).*blocks\.3"),
+    "another width": ({"model_args": {**CONFIG["model_args"], "embed_dim": 48}}, "size mismatch for"),
+    "another number of classes": ({"num_classes": 5}, "size mismatch for head.weight"),
+    # timm itself would leave the head random here, and say nothing.
+    "two numbers of classes": (
+        {"model_args": {**CONFIG["model_args"], "num_classes": 5}},
+        "asks for 5 classes and its weights have 7, so the head would stay random",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), TIMM_MISFITS.values(), ids=TIMM_MISFITS)
+def test_a_timm_folder_whose_parts_do_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    refused(words, lambda: load_model(timm_folder(tmp_path / "model", **changes)))
+
+
+def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
+    resnet = timm.create_model("resnet10t", num_classes=7)
+    folder = timm_folder(tmp_path / "model", resnet, architecture="resnet10t", model_args={})
+    refused("is a convolutional network", lambda: load_model(folder), UnsupportedModelError)
+
+
+def hf_damage(folder: Path, file: str, content: bytes | None) -> None:
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+
+
+HF_DAMAGE: dict[str, tuple[dict[str, Any], tuple[str, bytes | None] | None, str]] = {
+    "no weights": ({}, ("model.safetensors", None), "does not hold a transformers classifier .* model.safetensors"),
+    "weights of noise": ({}, ("model.safetensors", b"noise" * 99), "does not hold a transformers classifier"),
+    "no processor": ({}, ("preprocessor_config.json", None), "Can't load image processor"),
+    "another processor": (
+        {},
+        ("preprocessor_config.json", b'{"image_processor_type": "ConvNextImageProcessor"}'),
+        "'ConvNextImageProcessor' is not supported",
+    ),
+    "unknown kind": ({"model_type": "zzz"}, None, "has model type `zzz`"),
+    "a text model": ({"model_type": "bert"}, None, "Unrecognized configuration class"),
+    "another depth": (
+        {"num_hidden_layers": 4},
+        None,
+        r"no weights that fit 'vit\.layers\.3.* and 15 more, which would",
+    ),
+    "another width": ({"hidden_size": 48}, None, "no weights that fit 'classifier.weight' and 51 more"),
+}
+
+
+@pytest.mark.parametrize(("changes", "damage", "words"), HF_DAMAGE.values(), ids=HF_DAMAGE)
+def test_a_damaged_transformers_folder_is_refused(
+    tmp_path: Path, changes: dict[str, Any], damage: tuple[str, bytes | None] | None, words: str
+) -> None:
+    folder = transformers_folder(tmp_path / "model", build("transformers-vit"), **changes)
+    if damage:
+        hf_damage(folder, *damage)
+    refused(words, lambda: load_model(folder))
+
+
+def test_a_backbone_without_a_classifier_is_refused_quietly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = transformers_folder(tmp_path / "model", build("transformers-vit").vit)
+    capfd.readouterr()
+    refused(r"no weights that fit 'classifier\.bias' and 1 more, which would stay random", lambda: load_model(folder))
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
+
+
+def test_swin_of_transformers_is_refused(tmp_path: Path) -> None:
+    config = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
+    folder = transformers_folder(tmp_path / "model", transformers.SwinForImageClassification(config))
+    refused("windowed, hierarchical", lambda: load_model(folder), UnsupportedModelError)
+
+
+# --- nothing that came with the weights is run ------------------------------------------------------------------
+
+
+class Trap:
+    """Leaves a mark when it is unpickled; harmless otherwise."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    return tmp_path / "was run"
+
+
+def test_a_trap_would_be_sprung_by_unpickling(tmp_path: Path, mark: Path) -> None:
+    torch.save({"head.weight": Trap(mark)}, tmp_path / "trap.pth")
+    torch.load(tmp_path / "trap.pth", weights_only=False)
+    assert mark.exists()
+
+
+def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path, mark: Path) -> None:
+    path = tmp_path / "trap.pth"
+    torch.save({"head.weight": Trap(mark), **build("timm-vit").state_dict()}, path)
+    refused("cannot be read as plain weights.*pickled objects are never loaded", lambda: load_model(path, arch=ARCH))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("make", [timm_folder, lambda f: transformers_folder(f, build("transformers-vit"))])
+def test_a_pickle_in_a_folder_is_refused_and_not_run(tmp_path: Path, mark: Path, make: Callable[[Path], Path]) -> None:
+    folder = make(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({"head.weight": Trap(mark)}, folder / "pytorch_model.bin")
+    refused("does not hold a", lambda: load_model(folder))
+    assert not mark.exists()
+
+
+def test_code_in_a_folder_is_refused_and_not_run(tmp_path: Path, mark: Path) -> None:
+    own = {"AutoConfig": "code.Config", "AutoModelForImageClassification": "code.Model"}
+    folder = transformers_folder(tmp_path / "model", build("transformers-vit"), model_type="own", auto_map=own)
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n")
+    refused("contains custom code", lambda: load_model(folder))
+    assert not mark.exists()
+
+
+# --- weight files -----------------------------------------------------------------------------------------------
+
+ARCH = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm.create_model(ARCH, num_classes=4).eval()
+
+
+@pytest.mark.parametrize("wrapping", ["plain", "state_dict", "model", "data parallel"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+def test_a_weight_file(tmp_path: Path, tiny: nn.Module, suffix: str, wrapping: str) -> None:
+    path, state = tmp_path / f"my.weights{suffix}", tiny.state_dict()
+    if wrapping == "data parallel":
+        state = {f"module.{key}": value for key, value in state.items()}
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state if wrapping in ("plain", "data parallel") else {wrapping: state, "epoch": 3}, path)
+    loaded = load_model(path, arch=ARCH)
+    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in loaded.module.state_dict().items())
+    assert (loaded.anatomy.num_classes, loaded.class_names, loaded.name) == (4, None, "my.weights")
+
+
+def write(tmp_path: Path, name: str, content: Any) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    return path
+
+
+BAD_FILES: dict[str, tuple[str, Any, str]] = {
+    "noise": ("a.pth", b"noise" * 99, "cannot be read as plain weights"),
+    "empty": ("a.pth", b"", "cannot be read as plain weights"),
+    "safetensors of noise": ("a.safetensors", b"noise" * 99, "cannot be read as plain weights"),
+    "a list": ("a.pth", [torch.zeros(2)], "holds a list, expected a state dict of tensors"),
+    "numbers": ("a.pth", {"state_dict": {"head.weight": 1}}, "expected a state dict of tensors"),
+    "no head": ("a.pth", {"norm.weight": torch.zeros(3)}, "no head.weight, so it is no timm classifier"),
+    "a flat head": ("a.pth", {"head.weight": torch.zeros(3)}, "no head.weight, so it is no timm classifier"),
+    "a head alone": ("a.pth", {"head.weight": torch.zeros(3, 192)}, r"does not fit vit_tiny.*Missing key\(s\)"),
+    "another width": ("a.pth", {"head.weight": torch.zeros(3, 8)}, "does not fit vit_tiny_patch16_224"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "words"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_weight_file_is_refused(tmp_path: Path, name: str, content: Any, words: str) -> None:
+    path = write(tmp_path, name, content)
+    refused(words, lambda: load_model(path, arch=ARCH))
+
+
+def test_a_weight_file_needs_its_architecture(tmp_path: Path, tiny: nn.Module) -> None:
+    path = write(tmp_path, "a.pth", tiny.state_dict())
+    refused(r"does not say its architecture; add arch= \(--arch\)", lambda: load_model(path), InputError)
+    refused("Unknown timm architecture 'vit_tinny_patch16_224'. Did you mean 'vit_tiny_patch16_224'", lambda: (
+        load_model(path, arch="vit_tinny_patch16_224")
+    ))  # fmt: skip
+    refused("does not fit vit_small_patch16_224: size mismatch", lambda: load_model(path, arch="vit_small_patch16_224"))
+    refused("does not fit resnet10t", lambda: load_model(path, arch="resnet10t"))
+    refused("There is no weight file", lambda: load_model(tmp_path / "none.pth", arch=ARCH))
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+UNKNOWN_NAMES = {
+    "vit_base_patch16_22": "Unknown model 'vit_base_patch16_22'.*Did you mean 'vit_base_patch16_224'",
+    "deit_smal_patch16_224": "Did you mean 'deit_small_patch16_224'",
+    "shaps": "Did you mean 'shapes'",
+    "qqqqqqqq": "Unknown model 'qqqqqqqq': not a bundled model, a local folder or a timm name.$",
+    "torchvision:vit_b_61": "Unknown torchvision model 'vit_b_61'. Did you mean 'vit_b_16'",
+    "torchvision:": "Unknown model 'torchvision:'",
+    "hf:": "Unknown model 'hf:'",
+    "some/folder": "There is no folder 'some/folder'; .* or 'hf:some/folder'",
+    "./folder": r"There is no folder '\./folder'",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_NAMES)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str) -> None:
+    refused(UNKNOWN_NAMES[name], lambda: load_model(name))
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:swin_t", "torchvision:maxvit_t"])
+def test_a_torchvision_model_of_another_kind_is_refused_before_its_weights_are_fetched(name: str) -> None:
+    refused("is a (convolutional|windowed)", lambda: load_model(name), UnsupportedModelError)
+
+
+def test_arch_goes_with_weight_files_only() -> None:
+    refused("goes with a weight file", lambda: load_model(ARCH, arch=ARCH), InputError)
+
+
+# --- models that are there already ------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_there_is_described_and_not_copied() -> None:
+    model = build("timm-vit")
+    loaded = load_model(model)
+    assert loaded.module is model
+    assert load_model(loaded) is loaded
+    renamed = load_model(loaded, class_names=NAMES, transform=TIMM_TRANSFORM)
+    assert (renamed.module, renamed.class_names, renamed.transform) == (model, NAMES, TIMM_TRANSFORM)
+
+
+def test_a_model_built_for_another_size_takes_photos_at_that_size() -> None:
+    # timm keeps 224 in the configuration of the weights; the model that was built takes 24 × 40 only.
+    loaded = load_model(build("timm-vit-wide"))
+    assert loaded.transform is not None
+    assert loaded.transform(Image.new("RGB", (300, 200))).shape == (3, 24, 40)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    refused(f"cannot be put on device '{device}' .*'cpu' works", lambda: load_model(build("timm-vit"), device=device), (
+        InputError
+    ))  # fmt: skip
+
+
+# --- hubs, without a network ------------------------------------------------------------------------------------
+
+OFFLINE = """
+import json, sys, time, warnings
+warnings.simplefilter("error")
+import tokentm
+answers = {}
+for name in json.loads(sys.argv[1]):
+    start = time.perf_counter()
+    try:
+        model = tokentm.load_model(name)
+        answer = ["loaded", f"{model.name} {model.anatomy.family} {model.class_names and model.class_names[0]}"]
+    except Exception as error:
+        answer = [type(error).__name__, str(error)]
+    answers[name] = [*answer, time.perf_counter() - start]
+print(json.dumps(answers))
+"""
+
+
+UNREACHABLE = [ARCH, "hf:me/absent", "hf:not a repository", "torchvision:vit_b_16"]
+
+
+def hub_cache(root: Path, repository: str, fill: Callable[[Path], Path]) -> None:
+    """What the hub client would have stored of ``repository``."""
+    entry = root / "hub" / f"models--{repository.replace('/', '--')}"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text("0" * 40)
+    (entry / "snapshots").mkdir()
+    fill(entry / "snapshots" / ("0" * 40))
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What ``load_model`` answers to names while nothing can be reached; asked in one process, to save time."""
+    root = tmp_path_factory.mktemp("caches")
+    config = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
+    swin = transformers.SwinForImageClassification(config)
+    hub_cache(root, "me/swin", lambda folder: transformers_folder(folder, swin))
+    hub_cache(root, "me/vit", lambda folder: transformers_folder(folder, named("transformers-vit")))
+    hub_cache(root, "me/timm", timm_folder)
+    names = [
+        ARCH,
+        "hf:me/absent",
+        "hf:not a repository",
+        "hf:me/swin",
+        "hf:me/vit",
+        "hf:me/timm",
+        "torchvision:vit_b_16",
+    ]
+    nowhere = "http://127.0.0.1:9"  # where nothing listens
+    environment = {
+        **os.environ,
+        "HF_HOME": str(root),
+        "HF_HUB_OFFLINE": "1",
+        "TORCH_HOME": str(root / "torch"),
+        **{f"{scheme}_proxy": nowhere for scheme in ("http", "https")},
+        **{f"{scheme}_PROXY": nowhere for scheme in ("HTTP", "HTTPS")},
+    }
+    command = [sys.executable, "-c", OFFLINE, json.dumps(names)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", UNREACHABLE)
+def test_a_hub_that_does_not_answer(offline: dict[str, list[Any]], name: str) -> None:
+    kind, text, _ = offline[name]
+    assert kind == "HubUnreachableError"
+    assert name.removeprefix("hf:").removeprefix("torchvision:") in text
+    assert "pass a local folder" in text
+    assert_one_sentence(HubUnreachableError(text))
+
+
+def test_no_time_is_lost_on_a_hub_that_does_not_answer(offline: dict[str, list[Any]]) -> None:
+    assert offline["hf:me/absent"][2] < 10
+
+
+def test_what_the_hub_client_has_stored_needs_no_network(offline: dict[str, list[Any]]) -> None:
+    assert offline["hf:me/vit"][:2] == ["loaded", f"hf:me/vit transformers ViT {NAMES[0]}"]
+    assert offline["hf:me/timm"][:2] == ["loaded", f"hf:me/timm timm ViT {NAMES[0]}"]
+
+
+def test_a_model_from_the_hub_that_cannot_be_explained_is_not_blamed_on_the_network(offline: dict[str, Any]) -> None:
+    kind, text, _ = offline["hf:me/swin"]
+    assert kind == "UnsupportedModelError"
+    assert "windowed, hierarchical" in text
+
+
+def test_transformers_is_only_needed_for_its_models(tmp_path: Path) -> None:
+    timm_folder(tmp_path / "timm")
+    transformers_folder(tmp_path / "hf", build("transformers-vit"))
+    code = (
+        "import sys; sys.modules['transformers'] = None\n"  # what makes `import transformers` fail
+        "import tokentm\n"
+        f"assert tokentm.load_model({str(tmp_path / 'timm')!r}).anatomy.family == 'timm ViT'\n"
+        "try:\n"
+        f"    tokentm.load_model({str(tmp_path / 'hf')!r})\n"
+        "except ImportError as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == (
+        "MissingExtraError hf is a transformers model and transformers is not installed; pip install 'tokentm[hf]'.\n"
+    ), done.stderr
+
+
+# --- the kit ----------------------------------------------------------------------------------------------------
+
+
+def test_the_model_of_the_kit_classifies_as_it_was_measured(kit: Path) -> None:
+    model: VisionModel = load_model(kit / "dinov2_small_coarse24")
+    entries = json.loads((kit / "masked" / "index_coarse24.json").read_text())[:24]
+    assert model.transform is not None
+    assert model.class_names is not None
+    agreed = 0
+    for entry in entries:
+        image = model.transform(Image.open(kit / "masked" / entry["file"]).convert("RGB"))
+        scores = logits(model.module, image[None]).softmax(-1)[0]
+        agreed += int(scores.argmax()) == entry["pred"]
+        assert model.class_names[entry["pred"]] == entry["pred_name"]
+        assert abs(float(scores[entry["target"]]) - entry["p_target"]) < 0.05
+    assert agreed >= 23  # photos on the border of two classes may fall to the other side

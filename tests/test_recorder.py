@@ -1,0 +1,453 @@
+"""A recording sees the model as it is: same logits to the last bit, whatever surrounds the call."""
+
+import copy
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tokentm
+from tests.support.cheap import cheap_options
+from tests.support.fingerprint import differences, fingerprint
+from tests.support.sentences import assert_one_sentence
+from tests.support.unchecked import unchecked
+from tests.support.zoo import ZOO, build, image_batch
+from tokentm.errors import InputError
+from tokentm.methods import METHODS
+from tokentm.methods.registry import Method, NoOptions
+from tokentm.methods.tokentm import TokenTMConfig
+from tokentm.models import describe
+from tokentm.recorder import Recording, record
+from tokentm.trace import Signal, Trace
+
+SIGNALS = Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.TOKENS
+TARGETS = torch.tensor([2, 5])
+LIBRARIES = ["timm-vit", "transformers-vit", "torchvision-vit"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@functools.cache
+def specimen(name: str) -> nn.Module:
+    return build(name)
+
+
+def recorded(model: nn.Module, images: Tensor, signals: Signal = SIGNALS) -> Recording:
+    return record(describe(model), images, signals)
+
+
+def explained(model: nn.Module, images: Tensor, target: Any = (2, 5), method: str = "tokentm", **more: Any) -> Tensor:
+    return tokentm.explain(
+        model, images, list(target) if isinstance(target, tuple) else target, method, **more
+    ).relevance
+
+
+def plain(model: nn.Module, images: Tensor) -> Tensor:
+    output = model(images)
+    return getattr(output, "logits", output)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference of any patch, relative to the largest relevance of the same row."""
+    scale = expected.flatten(1).abs().amax(1)
+    assert (scale > 0).all()
+    return float(((found - expected).flatten(1).abs().amax(1) / scale).max())
+
+
+# --- the same logits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ZOO)
+def test_logits_are_those_of_a_plain_forward_pass_to_the_last_bit(name: str, dtype: torch.dtype) -> None:
+    model, images = copy.deepcopy(specimen(name)).to(dtype), image_batch(name, batch=3).to(dtype)
+    logits = recorded(model, images).logits
+    assert torch.equal(logits, plain(model, images).to(logits.dtype))
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ZOO)
+def test_logits_under_autocast_are_those_of_a_plain_forward_pass(name: str, dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", dtype=dtype):
+        expected = plain(specimen(name), image_batch(name)).float()
+        assert torch.equal(recorded(specimen(name), image_batch(name)).logits, expected)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_logits_under_no_grad(name: str) -> None:
+    with torch.no_grad():
+        found, expected = recorded(specimen(name), image_batch(name)).logits, plain(specimen(name), image_batch(name))
+    if name == "torchvision-vit":
+        # Without gradients nn.MultiheadAttention takes its inference fast path, one native kernel that shows no
+        # attention; the recording takes the path that training takes.
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    else:
+        assert torch.equal(found, expected)
+
+
+def test_methods_without_gradients_see_the_same_logits() -> None:
+    for name in LIBRARIES:
+        forward_only = recorded(specimen(name), image_batch(name), Signal.ATTENTION)
+        assert torch.equal(forward_only.logits, recorded(specimen(name), image_batch(name)).logits)
+
+
+# --- whatever surrounds the call --------------------------------------------------------------------------------
+
+SURROUNDINGS: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "grad": torch.enable_grad,
+    "another default dtype": lambda: _default_dtype(torch.float64),
+}
+
+
+class _default_dtype:  # noqa: N801  (a context manager)
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.kept = dtype, torch.get_default_dtype()
+
+    def __enter__(self) -> None:
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self.kept)
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS.values(), ids=SURROUNDINGS)
+@pytest.mark.parametrize("name", ZOO)
+def test_the_map_does_not_depend_on_the_mode_of_the_caller(name: str, surrounding: Callable[[], Any]) -> None:
+    expected = explained(specimen(name), image_batch(name))
+    with surrounding():
+        found = explained(specimen(name), image_batch(name))
+    assert torch.equal(found, expected)
+
+
+def test_images_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        images = image_batch("timm-vit") + 0
+    assert images.is_inference()
+    assert torch.equal(explained(specimen("timm-vit"), images), explained(specimen("timm-vit"), images.clone()))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("method", ["tokentm", "rollout"])
+def test_a_model_made_in_inference_mode_is_refused(name: str, method: str) -> None:
+    with torch.inference_mode():
+        model = build(name)
+    with pytest.raises(InputError, match=r"inference_mode\(\).*build or load the model outside") as caught:
+        explained(model, image_batch(name), method=method)
+    assert_one_sentence(caught.value)
+
+
+def test_frozen_parameters_change_nothing() -> None:
+    for name in ZOO:
+        model = copy.deepcopy(specimen(name)).requires_grad_(False)
+        # Where the weights are frozen, torchvision's own forward pass adds up in another order.
+        assert error(explained(model, image_batch(name)), explained(specimen(name), image_batch(name))) < 2e-6
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_images_that_require_gradients() -> None:
+    images = image_batch("timm-vit").requires_grad_(True)
+    assert torch.equal(explained(specimen("timm-vit"), images), explained(specimen("timm-vit"), images.detach()))
+    assert images.grad is None
+    assert images.requires_grad
+
+
+def test_a_model_in_training_mode_is_explained_in_eval_mode() -> None:
+    model = build("timm-vit")
+    for block in model.blocks:
+        block.attn.attn_drop.p = block.attn.proj_drop.p = block.mlp.drop1.p = 0.5
+    expected = explained(model, image_batch("timm-vit"))
+    assert torch.equal(explained(model.train(), image_batch("timm-vit")), expected)
+    assert all(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize("name", ["timm-vit", "timm-dinov2", "transformers-vit", "transformers-dinov2"])
+def test_gradient_checkpointing_is_off_for_the_recording_only(name: str) -> None:
+    model = build(name).train()
+    switch = model.set_grad_checkpointing if name.startswith("timm") else model.activation_checkpointing_enable
+    switch()
+    flags = [vars(part).get("grad_checkpointing", vars(part).get("gradient_checkpointing")) for part in model.modules()]
+    assert any(flags)
+    assert torch.equal(explained(model, image_batch(name)), explained(specimen(name), image_batch(name)))
+    assert flags == [
+        vars(part).get("grad_checkpointing", vars(part).get("gradient_checkpointing")) for part in model.modules()
+    ]
+
+
+# --- half precision ---------------------------------------------------------------------------------------------
+
+# bfloat16 keeps 8 bits of a number and float16 11: one rounding is 0.4 % or 0.05 %, and three blocks of attention,
+# gradients through them and their products stay within some ten of those.
+TOLERANCE = {torch.bfloat16: 0.08, torch.float16: 0.01}
+
+
+@pytest.mark.parametrize("method", ["tokentm", "gae"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_half_precision_comes_close_to_float32(name: str, dtype: torch.dtype, method: str, how: str) -> None:
+    expected = explained(specimen(name), image_batch(name), method=method)
+    model = specimen(name) if how == "autocast" else copy.deepcopy(specimen(name)).to(dtype)
+    with torch.autocast("cpu", dtype=dtype) if how == "autocast" else nullcontext():
+        found = explained(model, image_batch(name), method=method)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
+    assert error(found, expected) < TOLERANCE[dtype]
+
+
+def confident(model: nn.Module, factor: float) -> nn.Module:
+    with torch.no_grad():
+        model.head.weight *= factor
+        model.head.bias *= factor
+    return model
+
+
+def test_gradients_of_an_improbable_class_do_not_underflow_in_float16() -> None:
+    model, images = confident(build("timm-vit"), 6), image_batch("timm-vit", batch=1)
+    unlikely = plain(model, images).argmin().item()
+    assert plain(model, images).softmax(-1)[0, unlikely] < 1e-10
+    options = TokenTMConfig(score="probability", init=False)
+    expected = explained(model, images, unlikely, options=options)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = explained(model, images, unlikely, options=options)
+    assert error(found, expected) < 0.02
+
+
+def test_gradients_that_overflow_float16_are_refused() -> None:
+    model, images = confident(build("timm-vit"), 2000), image_batch("timm-vit")
+    with (
+        torch.autocast("cpu", dtype=torch.float16),
+        pytest.raises(InputError, match="overflow float16") as it,
+    ):
+        explained(model, images)
+    assert_one_sentence(it.value)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    images = image_batch("timm-vit")
+    model = build("timm-vit")
+    model.norm.weight.data[3] = float("nan")
+    with pytest.raises(InputError, match=r"logits for image 0 .* not finite") as caught:
+        explained(model, images)
+    assert_one_sentence(caught.value)
+
+
+# --- batches and targets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ZOO)
+def test_five_images_with_five_targets_equal_five_single_runs(name: str, method: str) -> None:
+    images, targets = image_batch(name, batch=5), [3, 0, 6, 1, 4]
+    options = cheap_options(method)
+    with unchecked():
+        together = explained(specimen(name), images, tuple(targets), method, options=options)
+        single = [
+            explained(specimen(name), images[i : i + 1], target, method, options=options)
+            for i, target in enumerate(targets)
+        ]
+    assert error(together, torch.cat(single)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_several_targets_from_one_recording_equal_separate_recordings(name: str) -> None:
+    recording = recorded(specimen(name), image_batch(name))
+    for target, keep in (([2, 5], True), ([0, 1], True), ([2, 5], False)):
+        shared = recording.trace(torch.tensor(target), keep=keep)
+        alone = recorded(specimen(name), image_batch(name)).trace(torch.tensor(target))
+        for block, expected in zip(shared.blocks, alone.blocks, strict=True):
+            assert torch.equal(block.grad, expected.grad)
+
+
+def test_the_graph_is_freed_by_the_last_target() -> None:
+    recording = recorded(specimen("timm-vit"), image_batch("timm-vit"))
+    recording.trace(TARGETS)
+    with pytest.raises(RuntimeError, match="a second time"):
+        recording.trace(TARGETS)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_probability_is_differentiated_as_softmax_says(name: str) -> None:
+    recording = recorded(specimen(name), image_batch(name))
+    share = recording.logits.softmax(-1)
+    chosen = share.gather(1, TARGETS[:, None]).squeeze(1)
+    found = recording.trace(TARGETS, score="probability", keep=True)
+    expected = [torch.zeros_like(block.grad) for block in found.blocks]
+    for index in range(share.shape[1]):  # ∂p_t/∂z_k = p_t (δ_tk − p_k)
+        weight = chosen * ((index == TARGETS).float() - share[:, index])
+        trace = recording.trace(torch.full_like(TARGETS, index), keep=True)
+        expected = [
+            total + weight.view(-1, 1, 1, 1) * block.grad for total, block in zip(expected, trace.blocks, strict=True)
+        ]
+    for block, gradient in zip(found.blocks, expected, strict=True):
+        scale = gradient.abs().amax()
+        assert scale > 0
+        torch.testing.assert_close(block.grad, gradient, rtol=0, atol=2e-5 * float(scale))
+
+
+@pytest.mark.parametrize(("name", "grid"), [("timm-vit-wide", (3, 5)), ("timm-vit-dynamic", (5, 3))])
+def test_a_patch_of_an_oblong_image_lies_where_its_token_is(name: str, grid: tuple[int, int]) -> None:
+    images = image_batch(name, batch=1)
+    for row, column in ((0, 0), (1, 2), (grid[0] - 1, grid[1] - 1)):
+        changed = images.clone()
+        changed[:, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] += 1
+        before, after = (recorded(specimen(name), batch).trace(torch.tensor([0])) for batch in (images, changed))
+        moved = (after.blocks[0].tokens_in - before.blocks[0].tokens_in).norm(dim=-1)
+        expected = torch.zeros(1, *grid, dtype=torch.bool)
+        expected[0, row, column] = True
+        assert torch.equal(after.to_grid(moved) > 0, expected)
+        assert after.grid == grid
+
+
+def test_dinov2_of_transformers_takes_any_grid() -> None:
+    explanation = tokentm.explain(specimen("transformers-dinov2"), torch.randn(1, 3, 40, 16))
+    assert explanation.relevance.shape == (1, 5, 2)
+
+
+# --- signals ----------------------------------------------------------------------------------------------------
+
+READS = {
+    "grad": Signal.ATTENTION_GRAD,
+    "tokens_in": Signal.TOKENS,
+    "tokens_mid": Signal.TOKENS,
+    "ffn_added": Signal.TOKENS,
+}
+
+
+@pytest.mark.parametrize("field", READS)
+def test_reading_an_undeclared_signal_is_an_error(field: str) -> None:
+    declared = SIGNALS & ~READS[field]
+    trace = recorded(specimen("timm-vit"), image_batch("timm-vit"), declared).trace(TARGETS)
+
+    def careless(trace: Trace, _: NoOptions) -> Tensor:
+        return getattr(trace.blocks[0], field).sum(-1)
+
+    entry = Method("careless", careless, NoOptions, declared, True, True, None, "reads what it did not ask for")
+    with pytest.raises(AssertionError, match="without declaring it"):
+        entry(trace)
+
+
+# --- threads ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_two_threads_explain_one_model(name: str) -> None:
+    model, images = build(name), image_batch(name)
+    jobs = [("tokentm", 1), ("rollout", 2), ("gae", 3), ("tokentm", 4)] * 3
+    expected = [explained(model, images, target, method) for method, target in jobs]
+    before = fingerprint(model, images)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda job: explained(model, images, job[1], job[0]), jobs, timeout=60))
+    assert differences(before, fingerprint(model, images)) == []
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def during_attention(model: nn.Module, work: Callable[[], object]) -> None:
+    """Let another thread do ``work`` while the second block attends; the block waits for it."""
+    owner = threading.get_ident()
+
+    def meanwhile(*_: object) -> None:
+        if threading.get_ident() == owner:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
+    model.blocks[1].attn.qkv.register_forward_hook(meanwhile)
+
+
+def test_attention_of_other_threads_is_not_seen() -> None:
+    model, images, done = build("timm-vit"), image_batch("timm-vit"), []
+    during_attention(
+        model, lambda: done.append(F.scaled_dot_product_attention(*torch.ones(3, 1, 1, 5, 4).unbind())[0, 0, 0])
+    )
+    assert torch.equal(explained(model, images), explained(specimen("timm-vit"), images))
+    assert torch.equal(done[0], torch.ones(5, 4)[0])
+
+
+def test_the_same_model_running_in_another_thread_is_not_recorded() -> None:
+    model, images, others, done = build("timm-vit"), image_batch("timm-vit"), image_batch("timm-vit", seed=9), []
+    expected = plain(model, others)
+    during_attention(model, lambda: done.append(plain(model, others)))
+    assert torch.equal(explained(model, images), explained(specimen("timm-vit"), images))
+    assert torch.equal(done[0], expected)
+
+
+# --- wrappers and the user's own hooks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda m: nn.DataParallel(torch.compile(m))])
+def test_wrappers_are_looked_through(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, images = build("timm-vit"), image_batch("timm-vit")
+    assert describe(wrap(model)).module is model
+    assert torch.equal(explained(wrap(model), images), explained(specimen("timm-vit"), images))
+
+
+@pytest.mark.parametrize("part", ["", "blocks.1", "blocks.1.attn"])
+def test_a_model_compiled_in_place_runs_as_it_is_written(part: str) -> None:
+    model, images = build("timm-vit"), image_batch("timm-vit")
+    model.get_submodule(part).compile(backend="eager")
+    compiled = model.get_submodule(part)._compiled_call_impl
+    assert torch.equal(explained(model, images), explained(specimen("timm-vit"), images))
+    assert model.get_submodule(part)._compiled_call_impl is compiled
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_users_own_hooks_run_and_stay(name: str) -> None:
+    model, images = build(name), image_batch(name)
+    blocks, calls = describe(model).anatomy.blocks, []
+
+    def steer(_: nn.Module, __: object, added: Tensor) -> Tensor:
+        calls.append(1)
+        return added * 1.5
+
+    handles = [blocks[0].ffn_out.register_forward_hook(steer), blocks[2].ffn_norm.register_forward_pre_hook(print_none)]
+    recording = recorded(model, images)
+    assert len(calls) == 1
+    assert torch.equal(recording.logits, plain(model, images))
+    assert not torch.equal(recording.logits, plain(specimen(name), images))
+    trace = recording.trace(TARGETS)
+    steered = trace.blocks[1].tokens_in - trace.blocks[0].tokens_mid
+    torch.testing.assert_close(trace.blocks[0].ffn_added, steered, rtol=1e-4, atol=1e-4)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(plain(model, images), plain(specimen(name), images))
+
+
+def print_none(*_: object) -> None:
+    """A hook that only watches."""
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_head_that_the_user_put_on_counts(name: str) -> None:
+    model, images = build(name), image_batch(name)
+    owner, key = {"torchvision-vit": (model.heads if name == "torchvision-vit" else None, "head")}.get(
+        name, (model, "head" if name == "timm-vit" else "classifier")
+    )
+    torch.manual_seed(0)
+    setattr(owner, key, nn.Linear(24, 3))
+    vision = describe(model)
+    assert vision.anatomy.num_classes == 3
+    assert vision.class_names is None
+    with pytest.raises(tokentm.TokentmError, match="0 to 2"):
+        tokentm.explain(model, images, 5)
+    assert error(explained(model, images, 2), explained(model, images, 1)) > 1e-2
+
+
+def test_a_recording_keeps_its_own_copy_of_nothing_and_changes_nothing() -> None:
+    model, images = build("timm-vit"), image_batch("timm-vit")
+    recording = recorded(model, images)
+    before = fingerprint(model, images)
+    one = METHODS["gae"](recording.trace(TARGETS, keep=True))
+    two = METHODS["gae"](replace(recording.trace(TARGETS), target=TARGETS))
+    assert torch.equal(one, two)
+    assert differences(before, fingerprint(model, images)) == []

@@ -53,9 +53,8 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - start)
     print(f"ViT-S/16, 224 px, batch {options.batch}, float32, CPU, {torch.get_num_threads()} threads")
     for name, values in seconds.items():
-        print(
-            f"{name:26}{statistics.median(values):8.3f} s (median of {len(values)}; {min(values):.3f} to {max(values):.3f})"
-        )
+        spread = f"median of {len(values)}; {min(values):.3f} to {max(values):.3f}"
+        print(f"{name:26}{statistics.median(values):8.3f} s ({spread})")
     ratios = [ten / one for one, ten in zip(*list(seconds.values())[1:], strict=True)]
     print(f"ratio {statistics.median(ratios):.2f} (limit {LIMIT})")
     sys.exit(statistics.median(ratios) > LIMIT)

@@ -6,6 +6,7 @@
 
 The same recipe and the same versions give the same run: the pool of scenes, the order, the augmentation and the
 kept tokens of step ``i`` depend only on the seed and on ``i``, so that a resumed run is the run uninterrupted.
+Needs torch 2.9 or later, for Muon; the model itself does not.
 """
 
 import argparse
@@ -13,29 +14,29 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import tokentm
 from tokentm.datasets.shapes import CLASS_NAMES, SIDE, Shapes, scene, soft_label
-from tokentm.files import write_atomically, writable_folder
+from tokentm.files import writable_folder, write_atomically
 
 PACKAGED = Path(tokentm.__file__).parent / "models" / "weights" / "shapes"
 PATCH = 8
 GRID = SIDE // PATCH
 TRAIN_SEED, WATCH_SEED, SINGLE_SEED, DOUBLE_SEED = 1, 2, 1001, 1002  # series of scenes; only the first is trained on
 ARCHITECTURE = "vit_tiny_patch16_224"
+TABLE_BEGINS, TABLE_ENDS = "<!-- measured: written by scripts/train_shapes.py -->", "<!-- end of measured -->"
 MODEL_ARGS = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 144, "depth": 6, "num_heads": 3}
 
 
@@ -90,7 +91,7 @@ def draw_pool(folder: Path, chunks: int) -> tuple[list[dict[str, np.ndarray]], f
     writable_folder(folder)
     missing = [number for number in range(chunks) if not (folder / f"{number:03}-images.npy").exists()]
     drawing = 0.0
-    with ProcessPoolExecutor(2) as workers:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
         for done, seconds in enumerate(workers.map(draw_chunk, [folder] * len(missing), missing), 1):
             drawing += seconds
             if done % 8 == 0 or done == len(missing):
@@ -101,11 +102,18 @@ def draw_pool(folder: Path, chunks: int) -> tuple[list[dict[str, np.ndarray]], f
 
 
 def draw_batch(pool: list[dict[str, np.ndarray]], recipe: Recipe, step: int) -> dict[str, Tensor]:
-    """Return the batch of a step: images (b, 3, y, x) in -1 to 1, targets (b, k), patches (b, n, k + 1), kept (b, m)."""
+    """Return the batch of a step.
+
+    images (b, 3, y, x) from -1 to 1, targets (b, k), patches (b, n, k + 1): shares of the classes and of what is
+    none, figures (b, n, 64): object or not, pixel by pixel, and kept (b, m): numbers of the patches to look at.
+    """
     rng = np.random.default_rng([recipe.seed, step])
     rows = rng.integers(len(pool) * CHUNK, size=recipe.batch)
-    images, targets, patches, figures = [], [], [], []
-    for chunk, row in zip(*divmod(rows, CHUNK), strict=True):
+    images: list[np.ndarray] = []
+    patches: list[np.ndarray] = []
+    figures: list[np.ndarray] = []
+    places = list(zip(*divmod(rows, CHUNK), strict=True))
+    for chunk, row in places:
         turn, mirror, colours = int(rng.integers(4)), bool(rng.integers(2)), rng.permutation(3)
         drawn = {name: array[row] for name, array in pool[chunk].items()}
         drawn["figures"] = np.unpackbits(drawn["figures"], axis=2)
@@ -113,14 +121,13 @@ def draw_batch(pool: list[dict[str, np.ndarray]], recipe: Recipe, step: int) -> 
             planes = np.rot90(drawn[name], turn, axes=(1, 2))
             found.append(planes[:, :, ::-1] if mirror else planes)
         images[-1] = images[-1][colours]
-        targets.append(drawn["targets"])
     dense = step >= recipe.steps * (1 - recipe.dense_share)
     shown = np.stack(patches)
     order = (rng.random((recipe.batch, GRID * GRID)) - near_objects(shown)).argsort(1)
     shares = torch.from_numpy(shown).flatten(2).mT / PATCH**2
     return {
         "images": torch.from_numpy(np.stack(images)) / 127.5 - 1,
-        "targets": torch.from_numpy(np.stack(targets)),
+        "targets": torch.from_numpy(np.stack([pool[chunk]["targets"][row] for chunk, row in places])),
         "patches": torch.cat([shares, 1 - shares.sum(2, keepdim=True)], 2),
         "figures": F.unfold(torch.from_numpy(np.stack(figures)).float(), PATCH, stride=PATCH).mT,
         "kept": torch.from_numpy(order[:, : None if dense else recipe.kept]),
@@ -196,7 +203,8 @@ class Run:
     """A run under way: the student, the running average of its weights, the optimisers and the curves so far."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.file, self.curves, self.recipe = folder / "checkpoint.pt", folder / "curves.csv", recipe
+        self.recipe = recipe
+        self.file, self.curves = folder / "checkpoint.pt", folder / "curves.csv"
         torch.manual_seed(recipe.seed)
         self.student, self.average = Student(), Student()
         self.average.load_state_dict(self.student.state_dict())
@@ -262,7 +270,8 @@ class Run:
         with torch.no_grad():
             # The average forgets its random start sooner than a constant decay would.
             decay = min(recipe.ema, (self.step + 1) / (self.step + 10))
-            torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - decay)
+            for kept, parameter in zip(self.average.parameters(), parameters, strict=True):
+                kept.lerp_(parameter, 1 - decay)
         self.step += 1
         return (measured + also).detach() / 2
 
@@ -326,9 +335,110 @@ def accuracies(model: nn.Module, scenes: dict[int, tuple[Tensor, Tensor]]) -> tu
     return single.float().mean().item(), double.float().mean().item()
 
 
-if __name__ == "__main__":
+# --- the package's folder -----------------------------------------------------------------------------------------
+
+
+def export(folder: Path) -> None:
+    """Write the averaged weights of a finished run, as float16 in timm's hub format, into the package."""
+    run = Run(folder, Recipe())
+    if run.step < run.recipe.steps:
+        raise SystemExit(f"{folder} is at step {run.step} of {run.recipe.steps}; finish it with: train --run {folder}")
+    writable_folder(PACKAGED)
+    config = {
+        "architecture": ARCHITECTURE,
+        "num_classes": len(CLASS_NAMES),
+        "num_features": MODEL_ARGS["embed_dim"],
+        "global_pool": "token",
+        "model_args": MODEL_ARGS,
+        "pretrained_cfg": {
+            "input_size": [3, SIDE, SIDE],
+            "fixed_input_size": True,
+            "pool_size": None,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "num_classes": len(CLASS_NAMES),
+            "label_names": CLASS_NAMES,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        },
+    }
+    with write_atomically(PACKAGED / "config.json") as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    made_by = {
+        "training, wall clock": f"{run.seconds / 60:.0f} minutes",
+        "training, processor": f"{run.core_seconds / 60:.0f} core minutes",
+        "trained with": f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}",
+        "recipe": ", ".join(f"{name} {value:g}" for name, value in asdict(run.recipe).items()),
+    }
+    weights = {name: tensor.half().contiguous() for name, tensor in run.average.vit.state_dict().items()}
+    with write_atomically(PACKAGED / "model.safetensors") as path:
+        # safetensors.save_file would make a file that its owner alone may read.
+        path.write_bytes(save(weights, metadata={"format": "pt", **made_by}))
+
+
+def measure(scenes: int) -> dict[str, str]:
+    """Measure the packaged weights on scenes nobody has trained on; print and return the figures."""
+    model = timm.create_model(f"local-dir:{PACKAGED}", pretrained=True)
+    single, double = stack(Shapes(SINGLE_SEED, scenes, 1)), stack(Shapes(DOUBLE_SEED, scenes, 2))
+    logits = logits_of(model, single[0])
+    hits, labels = hits_of(logits, single[1]), single[1].argmax(1)
+    pairs = hits_of(logits_of(model, double[0]), double[1])
+    surest = logits.softmax(1).amax(1)
+    bins = (surest * 15).long().clamp(max=14)
+    gaps = torch.zeros(15).index_add_(0, bins, hits.float() - surest).abs().sum() / scenes
+    by_class = {name: hits[labels == label].float().mean().item() for label, name in enumerate(CLASS_NAMES)}
+    figures = {
+        "scenes of one object": f"{scenes:,} of series {SINGLE_SEED}",
+        "top class is right": f"{hits.float().mean():.2%}",
+        "mean confidence": f"{surest.mean():.2%}",
+        "expected calibration error (15 bins)": f"{gaps:.2%}",
+        **{f"top class is right, {name}": f"{share:.1%}" for name, share in by_class.items()},
+        "scenes of two objects": f"{scenes:,} of series {DOUBLE_SEED}",
+        "top two classes are the two": f"{pairs.float().mean():.2%}",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "weights, float16": f"{(PACKAGED / 'model.safetensors').stat().st_size / 1e6:.2f} MB",
+    }
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    return figures
+
+
+def write_card(figures: dict[str, str]) -> None:
+    """Replace the table of figures in the model card; the prose around it is written by hand."""
+    with safe_open(PACKAGED / "model.safetensors", "pt") as file:
+        figures = figures | {name: fact for name, fact in file.metadata().items() if name != "format"}
+    card = PACKAGED / "MODEL_CARD.md"
+    before, _, rest = card.read_text(encoding="utf-8").partition(TABLE_BEGINS)
+    table = "\n".join(
+        ["", "| what | figure |", "|---|---|", *(f"| {name} | {figures[name]} |" for name in figures), ""]
+    )
+    with write_atomically(card) as path:
+        path.write_text(before + TABLE_BEGINS + table + TABLE_ENDS + rest.partition(TABLE_ENDS)[2], encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["train", "export", "evaluate"])
-    parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="folder of checkpoints and curves")
+    parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="folder of pool, checkpoint and curves")
+    parser.add_argument("--scenes", type=int, default=8_192, help="how many of each kind to evaluate on")
+    parser.add_argument(
+        "--card", action="store_true", help="rewrite the table in the model card with the figures of evaluate"
+    )
     arguments = parser.parse_args()
-    train(arguments.run, Recipe())
+    if arguments.command == "train":
+        train(arguments.run, Recipe())
+    elif arguments.command == "export":
+        export(arguments.run)
+    else:
+        figures = measure(arguments.scenes)
+        if arguments.card:
+            write_card(figures)
+
+
+if __name__ == "__main__":
+    main()

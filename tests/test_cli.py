@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -176,7 +177,7 @@ def test_target_by_name_with_an_option_of_the_method_on_the_whole_photo(
         assert drawn.height > drawn.width
 
 
-def test_top_three_by_another_method_of_photos_from_several_places_each_once(
+def test_top_three_by_another_method_and_rule_of_photos_from_several_places_each_once(
     home: Path, classifier: Path, model: tokentm.VisionModel
 ) -> None:
     folder = new_folder(home, "top")
@@ -185,10 +186,10 @@ def test_top_three_by_another_method_of_photos_from_several_places_each_once(
         (folder / file).parent.mkdir(exist_ok=True)
         picture(seed).save(folder / file)
     places = ["day", "night", "b.png", "elsewhere/b.png", "day/a.png"]
-    done = run(["explain", *places, "--model", classifier, "--top", "3", "--method", "gae"], folder)
+    done = run(["explain", *places, "--model", classifier, "--top", "3", "--method", "gae/libra"], folder)
     assert (done.code, done.err) == (0, "")
     sources = [Source.read(folder / file, name) for name, file in named.items()]
-    expected = tokentm.explain(model, sources, "top3", "gae")
+    expected = tokentm.explain(model, sources, "top3", "gae/libra")
     assert str(expected.stem(Path(), 0)).startswith("day/a-1-")
     check_results(folder / "out", expected)
     assert len(done.out.splitlines()) == 13
@@ -244,8 +245,8 @@ def test_interrupted_by_ctrl_c_only_whole_files_are_left(home: Path, classifier:
 
 def test_lists_name_every_method_bundled_model_and_family(home: Path) -> None:
     folder = new_folder(home, "lists")
-    methods = run(["methods"], folder, COLUMNS="300")
-    models = run(["models"], folder, COLUMNS="300")
+    with ThreadPoolExecutor(2) as pool:
+        methods, models = pool.map(lambda command: run([command], folder, COLUMNS="300"), ("methods", "models"))
     assert (methods.code, methods.err, models.code, models.err) == (0, "", 0, "")
     head, *rows = methods.out.splitlines()
     assert head.split()[0] == "method"

@@ -33,7 +33,6 @@ CASES = {
     "empty file": explain(photo="../empty.png", says=("../empty.png", "0 bytes")),
     "decompression bomb": explain(photo="../bomb.png", says=("../bomb.png", "pixels")),
     "folder without images": explain(photo="../barren", says=("../barren holds no images",)),
-    "result over the photo": explain("--out", "..", says=("would replace ../good.png", "another --out")),
     "output below a file": explain("--out", "../good.png/new/deep", says=("'../good.png/new/deep'", "output folder")),
     "target out of range": explain("--target", "5", says=("Target 5", "0 to 4")),
     "target unknown": explain("--target", "tigercat", "--out", "a/b", says=("'tigercat'", "mean 'tiger cat'?")),
@@ -132,11 +131,11 @@ def test_nothing_was_written_beside_the_photos(place: Path, answers: dict[str, F
     }  # fmt: skip
 
 
-def test_debug_shows_where_the_error_comes_from(place: Path, tmp_path: Path) -> None:
-    done = run(["explain", place / "absent.jpg", "--debug"], tmp_path)
-    assert done.code == 2
+def test_debug_shows_where_the_error_comes_from(tmp_path: Path) -> None:
+    done = run(["explain", "photo.jpg", "--target", "1", "--top", "1", "--debug"], tmp_path)
+    assert (done.code, done.out) == (2, "")
     assert done.err.startswith("Traceback (most recent call last):")
-    assert done.err.splitlines()[-1].startswith("Error: There is no file")
+    assert done.err.splitlines()[-1].startswith("Error: --target and --top")
 
 
 def test_what_nobody_foresaw_has_another_code_and_no_traceback(place: Path, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_the_manifest_says_how_to_repeat_it(model: VisionModel, files: list[Path
     assert manifest["input_size"] == [32, 32]
     assert manifest["seen_box"] == [0.0, 0.0, 64.0, 48.0]
     assert manifest["versions"]["tokentm"] == tokentm.__version__
-    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or manifest["versions"]["torch"]
+    assert manifest["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 def test_several_targets_of_one_image_get_a_file_each(model: VisionModel, tmp_path: Path) -> None:

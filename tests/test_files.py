@@ -81,9 +81,7 @@ def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named_before_the_block_runs(tmp_path: Path) -> None:
     with (
-        pytest.raises(
-            OutputError, match=r"map\.txt cannot be written .*; create the folder .*missing first\.$"
-        ),
+        pytest.raises(OutputError, match=r"map\.txt cannot be written .*; create the folder .*missing first\.$"),
         write_atomically(tmp_path / "missing" / "map.txt"),
     ):
         pytest.fail("the block must not run")

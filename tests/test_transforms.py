@@ -56,9 +56,7 @@ def test_pixels_equal_those_of_timm(config: dict[str, Any], size: tuple[int, int
     assert_close(ImageTransform.from_timm(config)(noise(size)), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_small_patch14_dinov2", "deit_small_patch16_224", "vit_base_patch16_siglip_224"]
-)
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "deit_small_patch16_224", "vit_base_patch16_siglip_224"])
 def test_what_timm_says_of_its_models_can_be_followed(name: str) -> None:
     import timm
     from timm.data import create_transform, resolve_data_config
@@ -82,9 +80,7 @@ def test_pixels_equal_those_of_the_torchvision_preset(changes: dict[str, Any], s
     assert_close(actual, preset(noise(size)), rtol=0, atol=1e-6)
 
 
-VIT, DEIT, BIT, CLIP = (
-    {"image_processor_type": f"{kind}ImageProcessor"} for kind in ("ViT", "DeiT", "Bit", "CLIP")
-)
+VIT, DEIT, BIT, CLIP = ({"image_processor_type": f"{kind}ImageProcessor"} for kind in ("ViT", "DeiT", "Bit", "CLIP"))
 PROCESSORS = [
     VIT | {"size": {"height": 224, "width": 224}, "resample": 2},
     VIT | {"image_processor_type": "ViTImageProcessorFast", "size": 224, "image_mean": [0.4, 0.5, 0.6]},
@@ -110,9 +106,7 @@ def transformers_class(config: dict[str, Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("config", PROCESSORS, ids=lambda config: "-".join(map(str, config.values()))[:40])
-def test_pixels_equal_those_of_the_transformers_processor(
-    config: dict[str, Any], size: tuple[int, int]
-) -> None:
+def test_pixels_equal_those_of_the_transformers_processor(config: dict[str, Any], size: tuple[int, int]) -> None:
     processor = transformers_class(config)(**config)
     expected = processor(noise(size), return_tensors="pt")["pixel_values"][0]
     actual = ImageTransform.from_processor(config)(noise(size))
@@ -266,9 +260,7 @@ def test_processors_that_cannot_be_followed_are_refused(config: dict[str, Any], 
 def test_other_presets_than_that_for_classification_are_refused() -> None:
     from torchvision.transforms._presets import ObjectDetection
 
-    with pytest.raises(
-        ModelLoadError, match="ObjectDetection is not a torchvision preset for image classification"
-    ):
+    with pytest.raises(ModelLoadError, match="ObjectDetection is not a torchvision preset for image classification"):
         ImageTransform.from_torchvision(ObjectDetection())
 
 

@@ -52,9 +52,7 @@ def write_atomically(path: Path, *, fsync: bool = False) -> Iterator[Path]:
         elsewhere = fault.filename is not None and str(fault.filename) not in {str(temporary), str(target)}
         if elsewhere or isinstance(fault, TokentmError):
             raise
-        raise OutputError(
-            f"{path} cannot be written ({_reason(fault)}); {_remedy(target.parent)}."
-        ) from fault
+        raise OutputError(f"{path} cannot be written ({_reason(fault)}); {_remedy(target.parent)}.") from fault
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ __all__ = ["LRP"]
 
 
 class LRP(BackwardRule):
-    """What flows backward is relevance, from 1 at the explained logit (Chefer et al., CVPR 2021, section 3.1).
+    """What flows backward is relevance, from 1 at the explained logit (Chefer et al., CVPR 2021).
 
     Linear layers and convolutions follow the αβ rule with α = 1, β = 0, biases take nothing; the convolution that sees
     the pixels takes each image's least and greatest value as bounds; each operand of the two products in attention
@@ -17,7 +17,7 @@ class LRP(BackwardRule):
 
     As in the public code of the LRP baselines (``layers_lrp``), positive inputs at positive weights and negative inputs
     at negative weights each share out the whole relevance of a linear layer, so the total doubles where both exist.
-    Departs from it: a tensor used twice gets the plain sum of its two relevances, without the 1e-9 in its division.
+    Departs from it: computed in float64; a tensor used twice gets the plain sum of its relevances, without a 1e-9.
     """
 
     wide = True

@@ -7,11 +7,11 @@ __all__ = ["LRPConserving"]
 
 
 class LRPConserving(BackwardRule):
-    """As ``lrp``, but linear layers and skip connections keep the total (Chefer et al., CVPR 2021, section 3.2).
+    """As ``lrp``, but linear layers and skip connections keep the total (Chefer et al., CVPR 2021).
 
     Both parts of a linear layer share out its relevance once, together. The two shares ``a`` and ``b`` of a sum are
     scaled to ``|Σa| / (|Σa| + |Σb|)`` and ``|Σb| / (|Σa| + |Σb|)`` of the image's total. As in the public code
-    (``layers_ours``), which halves the products in attention where the paper normalises them too.
+    (``layers_ours``), where the products in attention are not renormalised but halved, as under ``lrp``.
     Departs from the code: totals are per image, not per batch; see ``lrp`` for the rest.
     """
 

@@ -20,7 +20,7 @@ def demo(
     ),
     seed: Annotated[
         int, typer.Option(parser=whole_number(0, 2**32 - 1), metavar="N", help="Another seed draws other scenes.")
-    ] = 7,
+    ] = 12,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """Show TokenTM beside the truth on scenes the bundled model never saw; needs no network."""

@@ -32,7 +32,7 @@ def explain(
     top: Annotated[
         int | None, typer.Option(parser=whole_number(1), metavar="K", help="Explain the K best classes.")
     ] = None,
-    method: Annotated[str, typer.Option(help="See `tokentm methods`.")] = "tokentm",
+    method: Annotated[str, typer.Option(help="See `tokentm methods`; NAME/RULE sets the backward rule.")] = "tokentm",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable.")
     ] = None,
@@ -55,9 +55,11 @@ def explain(
         from tokentm.methods import METHODS
         from tokentm.models.images import open_image
         from tokentm.render import colourise
+        from tokentm.session import Request
 
-        chosen = METHODS[method]
+        chosen = METHODS[method.partition("/")[0]]
         options = parse_options(chosen, settings or [])
+        Request.parse(method, options)  # checks the backward rule that may stand behind the name
         if cmap is not None:
             colourise(np.zeros((1, 1), np.float32), cmap)  # an unknown name is told now, not once the model is loaded
         sources = find_photos(photos, to)

@@ -41,7 +41,7 @@ class TransformerAttributionConfig:
     companion="lrp_conserving",
 )
 def transformer_attribution(trace: Trace, options: TransformerAttributionConfig) -> Float[Tensor, "b n"]:
-    """Readout row of ``Ā_L ⋯ Ā_s``, ``Ā_l = I + mean_h (∇A_h ⊙ R_A,h)⁺`` (Chefer et al., CVPR 2021, section 3.3).
+    """Readout row of ``Ā_L ⋯ Ā_s``, ``Ā_l = I + mean_h (∇A_h ⊙ R_A,h)⁺`` (Chefer et al., CVPR 2021).
 
     As in the public code (``transformer_attribution``, formerly ``grad``): ∇A from the plain backward pass of the
     logit, R_A from an LRP pass that starts from 1 at the logit, conserves the total at skips and gives half to each

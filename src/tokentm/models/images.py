@@ -103,9 +103,7 @@ def find_images(folder: Path) -> list[Path]:
         for parent, children, names in os.walk(folder, onerror=_raise, followlinks=True):
             seen.add(os.path.realpath(parent))
             unseen = {child: os.path.realpath(Path(parent, child)) for child in sorted(children)}
-            children[:] = [
-                child for child, real in unseen.items() if not child.startswith(".") and real not in seen
-            ]
+            children[:] = [child for child, real in unseen.items() if not child.startswith(".") and real not in seen]
             found += [Path(parent, name) for name in names if _is_image_name(name)]
     except OSError as fault:
         raise ImageError(
@@ -113,9 +111,7 @@ def find_images(folder: Path) -> list[Path]:
             "give a folder that can be read."
         ) from fault
     if not found:
-        raise ImageError(
-            f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
+        raise ImageError(f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return sorted(found)
 
 
@@ -154,9 +150,7 @@ def _open_header(path: Path) -> Image.Image:
         except UnidentifiedImageError:
             raise
         except _DECODER_FAULTS as fault:
-            raise ImageError(
-                f"{path} cannot be opened ({_reason(fault)}); download or copy it again."
-            ) from fault
+            raise ImageError(f"{path} cannot be opened ({_reason(fault)}); download or copy it again.") from fault
 
 
 def _decode(image: Image.Image, name: str, remedy: str) -> Image.Image:
@@ -164,9 +158,7 @@ def _decode(image: Image.Image, name: str, remedy: str) -> Image.Image:
     if width == 0 or height == 0:
         raise ImageError(f"{name} is {width} × {height} pixels; expected at least one pixel.")
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {width} × {height} pixels; at most {MAX_PIXELS:,} are read, scale it down first."
-        )
+        raise ImageError(f"{name} has {width} × {height} pixels; at most {MAX_PIXELS:,} are read, scale it down first.")
     try:
         image.load()
         return _as_rgb(_upright(image), name)

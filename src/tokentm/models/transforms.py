@@ -104,9 +104,7 @@ class ImageTransform:
         if min(*resize, *(self.crop or (1,))) < 1:
             raise InputError(f"resize={self.resize}, crop={self.crop}: expected at least 1 pixel.")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or 0 in self.std:
-            raise InputError(
-                f"mean={self.mean}, std={self.std}: expected finite numbers, and no zero in std."
-            )
+            raise InputError(f"mean={self.mean}, std={self.std}: expected finite numbers, and no zero in std.")
 
     @classmethod
     def from_timm(cls, data_config: Mapping[str, Any]) -> "ImageTransform":
@@ -149,9 +147,7 @@ class ImageTransform:
         unit = 255 * _positive("rescale_factor", given["rescale_factor"] if given["do_rescale"] else 1)
         mean = _triple("image_mean", given["image_mean"] if given["do_normalize"] else (0, 0, 0))
         std = _triple("image_std", given["image_std"] if given["do_normalize"] else (1, 1, 1))
-        resample = (
-            given["resample"] if given["do_resize"] else Image.Resampling.NEAREST
-        )  # then it is not used
+        resample = given["resample"] if given["do_resize"] else Image.Resampling.NEAREST  # then it is not used
         return cls(
             resize=_processor_size(given) if given["do_resize"] else None,
             crop=_height_width("crop_size", given["crop_size"]) if given["do_center_crop"] else None,
@@ -191,9 +187,7 @@ class ImageTransform:
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 y x"]:
         """Return the model's input for an RGB ``image`` (see `open_image`): float32, normalised."""
         pixels = torch.from_numpy(np.array(self.seen(image))).permute(2, 0, 1).contiguous()
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std)
-        )
+        mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
         return pixels.float().div(255).sub(mean).div(std)
 
     def seen(self, image: Image.Image) -> Image.Image:
@@ -282,9 +276,7 @@ def _triple(name: str, values: Any) -> Triple:
     try:
         red, green, blue = (float(value) for value in values)
     except (TypeError, ValueError) as fault:
-        raise ModelLoadError(
-            f"{name}={values!r} is not supported; expected three numbers, for RGB."
-        ) from fault
+        raise ModelLoadError(f"{name}={values!r} is not supported; expected three numbers, for RGB.") from fault
     return red, green, blue
 
 
@@ -299,13 +291,9 @@ def _with_class_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
     name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
     if kind not in _PROCESSORS:
-        raise ModelLoadError(
-            f"Image processor {name!r} is not supported; expected that of {', '.join(_PROCESSORS)}."
-        )
+        raise ModelLoadError(f"Image processor {name!r} is not supported; expected that of {', '.join(_PROCESSORS)}.")
     if config.get("do_pad"):
-        raise ModelLoadError(
-            f"{name} with do_pad=True is not supported; expected resize and centre crop only."
-        )
+        raise ModelLoadError(f"{name} with do_pad=True is not supported; expected resize and centre crop only.")
     return {**_EVERY_PROCESSOR, **_PROCESSORS[kind], **config}
 
 

@@ -81,7 +81,7 @@ def _draw(
         overlays = [_overlay(large, maps[name], index) for name in METHODS]
         cells.append([large, _spotlight(large, mask), *overlays])
         notes.append(["", f"{mask.mean():.0%} of the scene", *(f"{share[name][index]:.0%} inside" for name in METHODS)])
-        rows.append(f"what is\n{first.class_name[index]}?\n({first.probability[index]:.0%})")
+        rows.append(f"where is the\n{first.class_name[index]}?\n({first.probability[index]:.0%})")
     return picture_grid(
         cells,
         columns=["scene", "truth", "TokenTM", "GAE", "rollout"],

@@ -38,13 +38,14 @@ def picture_grid(
 
     gap = 0.03 if notes is None else 0.12  # between rows, as a share of a cell
     top = _TOP + 0.2 * max(heading.count("\n") for heading in columns)
-    height = top + _BOTTOM + len(cells) * _CELL * (1 + gap)
+    bottom = _BOTTOM if notes is None else _BOTTOM + 0.25
+    height = top + bottom + len(cells) * _CELL * (1 + gap)
     width = _LEFT + len(columns) * _CELL * 1.05
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
         len(cells), len(columns), wspace=0.05, hspace=gap,
-        left=_LEFT / width, right=1 - 0.05 / width, top=1 - top / height, bottom=_BOTTOM / height,
+        left=_LEFT / width, right=1 - 0.05 / width, top=1 - top / height, bottom=bottom / height,
     )  # fmt: skip
     for i, row in enumerate(cells):
         for j, picture in enumerate(row):

@@ -58,7 +58,7 @@ class TimmViT:
             return None
         embed = model.patch_embed
         # A model can be built for another size than its weights were published for, and then takes that size only.
-        size = {"input_size": (3, *embed.img_size)} if embed.strict_img_size else None
+        size = {"input_size": (3, *embed.img_size)} if embed.strict_img_size and embed.img_size else None
         return ImageTransform.from_timm(resolve_model_data_config(model, size))
 
     def class_names(self, model: Any) -> tuple[str, ...] | None:

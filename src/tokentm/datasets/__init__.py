@@ -1,0 +1,1 @@
+"""Image sets with labels and masks."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "DatasetError",
     "HubUnreachableError",
     "ImageError",
     "InputError",
@@ -31,6 +32,10 @@ class TargetError(InputError):
 
 class ImageError(InputError):
     """A file or tensor is not an image that can be explained."""
+
+
+class DatasetError(InputError):
+    """A data set is absent, incomplete or does not fit the model."""
 
 
 class UnsupportedModelError(TokentmError, TypeError):

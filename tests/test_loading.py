@@ -1,10 +1,8 @@
 """Every way to get a model, without a network; weights are never unpickled, and nothing loads half."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +12,22 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from tests.support.sentences import assert_one_sentence
-from tests.support.zoo import build, image_batch
-from tokentm.errors import HubUnreachableError, InputError, ModelLoadError, TokentmError, UnsupportedModelError
-from tokentm.models import ImageTransform, VisionModel, load_model
-
-NAMES = tuple(f"class of kind {letter}" for letter in "abcdefg")
-CONFIG = {
-    "architecture": "vit_tiny_patch16_224",
-    "num_classes": 7,
-    "model_args": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3},
-    "pretrained_cfg": {
-        "num_classes": 7,
-        "input_size": [3, 32, 32],
-        "crop_pct": 0.8,
-        "interpolation": "bilinear",
-        "mean": [0.4, 0.5, 0.6],
-        "std": [0.2, 0.3, 0.4],
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    },
-    "label_names": NAMES,
-}
-TIMM_TRANSFORM = ImageTransform(
-    resize=40, crop=(32, 32), interpolation="bilinear", fit="cover", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+from tests.support.model_files import (
+    ARCH,
+    CONFIG,
+    NAMES,
+    TIMM_TRANSFORM,
+    logits,
+    named,
+    refused,
+    timm_folder,
+    transformers_folder,
 )
-
-
-def timm_folder(folder: Path, model: nn.Module | None = None, **changes: Any) -> Path:
-    folder.mkdir()
-    save_file((model or build("timm-vit")).state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    return folder
-
-
-def transformers_folder(folder: Path, model: Any, **changes: Any) -> Path:
-    model.save_pretrained(folder)
-    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
-    processor.save_pretrained(folder)
-    if changes:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
-    return folder
-
-
-def named(name: str) -> Any:
-    model = build(name)
-    model.config.id2label = dict(enumerate(NAMES))
-    model.config.label2id = {label: index for index, label in enumerate(NAMES)}
-    return model
-
-
-def logits(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        output = model(images)
-    return getattr(output, "logits", output)
-
-
-def refused(words: str, load: Callable[[], object], kind: type[TokentmError] = ModelLoadError) -> None:
-    with pytest.raises(kind, match=words) as caught:
-        load()
-    assert_one_sentence(caught.value)
-
+from tests.support.zoo import build, image_batch
+from tokentm.errors import InputError, UnsupportedModelError
+from tokentm.models import ImageTransform, VisionModel, load_model
 
 # --- folders ----------------------------------------------------------------------------------------------------
 
@@ -250,7 +200,7 @@ def test_a_trap_would_be_sprung_by_unpickling(tmp_path: Path, mark: Path) -> Non
 
 def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path, mark: Path) -> None:
     path = tmp_path / "trap.pth"
-    torch.save({"head.weight": Trap(mark), **build("timm-vit").state_dict()}, path)
+    torch.save({**build("timm-vit").state_dict(), "head.weight": Trap(mark)}, path)
     refused("cannot be read as plain weights.*pickled objects are never loaded", lambda: load_model(path, arch=ARCH))
     assert not mark.exists()
 
@@ -273,8 +223,6 @@ def test_code_in_a_folder_is_refused_and_not_run(tmp_path: Path, mark: Path) -> 
 
 
 # --- weight files -----------------------------------------------------------------------------------------------
-
-ARCH = "vit_tiny_patch16_224"
 
 
 @pytest.fixture(scope="module")
@@ -390,112 +338,6 @@ def test_a_device_that_is_not_there(device: str) -> None:
     ))  # fmt: skip
 
 
-# --- hubs, without a network ------------------------------------------------------------------------------------
-
-OFFLINE = """
-import json, sys, time, warnings
-warnings.simplefilter("error")
-import tokentm
-answers = {}
-for name in json.loads(sys.argv[1]):
-    start = time.perf_counter()
-    try:
-        model = tokentm.load_model(name)
-        answer = ["loaded", f"{model.name} {model.anatomy.family} {model.class_names and model.class_names[0]}"]
-    except Exception as error:
-        answer = [type(error).__name__, str(error)]
-    answers[name] = [*answer, time.perf_counter() - start]
-print(json.dumps(answers))
-"""
-
-
-UNREACHABLE = [ARCH, "hf:me/absent", "hf:not a repository", "torchvision:vit_b_16"]
-
-
-def hub_cache(root: Path, repository: str, fill: Callable[[Path], Path]) -> None:
-    """What the hub client would have stored of ``repository``."""
-    entry = root / "hub" / f"models--{repository.replace('/', '--')}"
-    (entry / "refs").mkdir(parents=True)
-    (entry / "refs" / "main").write_text("0" * 40)
-    (entry / "snapshots").mkdir()
-    fill(entry / "snapshots" / ("0" * 40))
-
-
-@pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What ``load_model`` answers to names while nothing can be reached; asked in one process, to save time."""
-    root = tmp_path_factory.mktemp("caches")
-    config = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
-    swin = transformers.SwinForImageClassification(config)
-    hub_cache(root, "me/swin", lambda folder: transformers_folder(folder, swin))
-    hub_cache(root, "me/vit", lambda folder: transformers_folder(folder, named("transformers-vit")))
-    hub_cache(root, "me/timm", timm_folder)
-    names = [
-        ARCH,
-        "hf:me/absent",
-        "hf:not a repository",
-        "hf:me/swin",
-        "hf:me/vit",
-        "hf:me/timm",
-        "torchvision:vit_b_16",
-    ]
-    nowhere = "http://127.0.0.1:9"  # where nothing listens
-    environment = {
-        **os.environ,
-        "HF_HOME": str(root),
-        "HF_HUB_OFFLINE": "1",
-        "TORCH_HOME": str(root / "torch"),
-        **{f"{scheme}_proxy": nowhere for scheme in ("http", "https")},
-        **{f"{scheme}_PROXY": nowhere for scheme in ("HTTP", "HTTPS")},
-    }
-    command = [sys.executable, "-c", OFFLINE, json.dumps(names)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("name", UNREACHABLE)
-def test_a_hub_that_does_not_answer(offline: dict[str, list[Any]], name: str) -> None:
-    kind, text, _ = offline[name]
-    assert kind == "HubUnreachableError"
-    assert name.removeprefix("hf:").removeprefix("torchvision:") in text
-    assert "pass a local folder" in text
-    assert_one_sentence(HubUnreachableError(text))
-
-
-def test_no_time_is_lost_on_a_hub_that_does_not_answer(offline: dict[str, list[Any]]) -> None:
-    assert offline["hf:me/absent"][2] < 10
-
-
-def test_what_the_hub_client_has_stored_needs_no_network(offline: dict[str, list[Any]]) -> None:
-    assert offline["hf:me/vit"][:2] == ["loaded", f"hf:me/vit transformers ViT {NAMES[0]}"]
-    assert offline["hf:me/timm"][:2] == ["loaded", f"hf:me/timm timm ViT {NAMES[0]}"]
-
-
-def test_a_model_from_the_hub_that_cannot_be_explained_is_not_blamed_on_the_network(offline: dict[str, Any]) -> None:
-    kind, text, _ = offline["hf:me/swin"]
-    assert kind == "UnsupportedModelError"
-    assert "windowed, hierarchical" in text
-
-
-def test_transformers_is_only_needed_for_its_models(tmp_path: Path) -> None:
-    timm_folder(tmp_path / "timm")
-    transformers_folder(tmp_path / "hf", build("transformers-vit"))
-    code = (
-        "import sys; sys.modules['transformers'] = None\n"  # what makes `import transformers` fail
-        "import tokentm\n"
-        f"assert tokentm.load_model({str(tmp_path / 'timm')!r}).anatomy.family == 'timm ViT'\n"
-        "try:\n"
-        f"    tokentm.load_model({str(tmp_path / 'hf')!r})\n"
-        "except ImportError as error:\n"
-        "    print(type(error).__name__, error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == (
-        "MissingExtraError hf is a transformers model and transformers is not installed; pip install 'tokentm[hf]'.\n"
-    ), done.stderr
-
-
 # --- the kit ----------------------------------------------------------------------------------------------------
 
 
@@ -504,11 +346,10 @@ def test_the_model_of_the_kit_classifies_as_it_was_measured(kit: Path) -> None:
     entries = json.loads((kit / "masked" / "index_coarse24.json").read_text())[:24]
     assert model.transform is not None
     assert model.class_names is not None
-    agreed = 0
+    as_they_are = replace(model.transform, resize=None, crop=None)  # cropped to 224 already, and measured so
     for entry in entries:
-        image = model.transform(Image.open(kit / "masked" / entry["file"]).convert("RGB"))
+        image = as_they_are(Image.open(kit / "masked" / entry["file"]).convert("RGB"))
         scores = logits(model.module, image[None]).softmax(-1)[0]
-        agreed += int(scores.argmax()) == entry["pred"]
+        assert int(scores.argmax()) == entry["pred"]
         assert model.class_names[entry["pred"]] == entry["pred_name"]
-        assert abs(float(scores[entry["target"]]) - entry["p_target"]) < 0.05
-    assert agreed >= 23  # photos on the border of two classes may fall to the other side
+        assert abs(float(scores[entry["target"]]) - entry["p_target"]) < 0.001

@@ -1,21 +1,16 @@
 """From a name, a folder or a weight file to a ``VisionModel``; weights are never unpickled."""
 
-import json
+import io
 import logging
-import pickle
-import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch import nn
 
 from tokentm.errors import (
     HubUnreachableError,
@@ -25,6 +20,7 @@ from tokentm.errors import (
     TokentmError,
     nearest,
 )
+from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, read_weights, reason
 from tokentm.models.transforms import ImageTransform
 from tokentm.models.vision_model import VisionModel, describe
 
@@ -86,7 +82,7 @@ def _move(module: nn.Module, device: str | torch.device) -> None:
         raise
     except (RuntimeError, AssertionError) as error:  # no such device, or a build of torch without it
         raise InputError(
-            f"The model cannot be put on device {str(device)!r} ({_reason(error)}); 'cpu' works."
+            f"The model cannot be put on device {str(device)!r} ({reason(error)}); 'cpu' works."
         ) from error
 
 
@@ -126,7 +122,7 @@ def _from_timm(name: str) -> VisionModel:
 
 
 def _from_folder(folder: Path) -> VisionModel:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "architecture" in config:
         return _from_timm_folder(folder)
     if "model_type" in config:
@@ -145,8 +141,8 @@ def _from_timm_folder(folder: Path) -> VisionModel:
     try:
         with _quiet():
             module = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except _LOAD_FAILURES as error:
-        raise ModelLoadError(f"The folder '{folder}' does not hold a timm model: {_reason(error)}.") from error
+    except LOAD_FAILURES as error:
+        raise ModelLoadError(f"The folder '{folder}' does not hold a timm model: {reason(error)}.") from error
     # Files may keep float16 to stay small; timm builds the model in float32 and copies into it.
     return _described_timm(module, folder.name)
 
@@ -166,7 +162,7 @@ def _from_hub(repository: str) -> VisionModel:
     from huggingface_hub import hf_hub_download
 
     with _hub(repository):
-        config = _read_json(Path(hf_hub_download(repository, "config.json")))
+        config = read_json(Path(hf_hub_download(repository, "config.json")))
     if "architecture" in config:
         import timm
 
@@ -197,11 +193,11 @@ def _from_transformers(source: str, name: str) -> VisionModel:
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", **safely).to_dict()
     except TokentmError:
         raise
-    except _LOAD_FAILURES as error:
+    except LOAD_FAILURES as error:
         if not Path(source).is_dir():
             raise
         raise ModelLoadError(
-            f"The folder '{source}' does not hold a transformers classifier with its image processor: {_reason(error)}."
+            f"The folder '{source}' does not hold a transformers classifier with its image processor: {reason(error)}."
         ) from error
     return replace(model, transform=ImageTransform.from_processor(processor))
 
@@ -210,7 +206,7 @@ def _check_complete(source: str, info: Mapping[str, Any]) -> None:
     absent = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if absent:
         raise ModelLoadError(
-            f"'{source}' has no weights that fit {absent[0]!r}{_and_more(absent)}, which would stay random; "
+            f"'{source}' has no weights that fit {absent[0]!r}{and_more(absent)}, which would stay random; "
             "give a fine-tuned image classifier."
         )
 
@@ -229,7 +225,7 @@ def _from_torchvision(name: str) -> VisionModel:
         class_names=tuple(weights.meta["categories"]) if "vit" in name else None,
         name=f"torchvision:{name}",
     )
-    with _hub(name):
+    with _hub(name), redirect_stdout(io.StringIO()):  # torch.hub prints where results go
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     module.load_state_dict(state)
     return model
@@ -244,7 +240,7 @@ def _from_weight_file(path: Path, arch: str | None) -> VisionModel:
         raise InputError(f"The weight file '{path}' does not say its architecture; add arch= (--arch), a timm name.")
     if arch not in timm.list_models():
         raise ModelLoadError(f"Unknown timm architecture {arch!r}.{nearest(arch, timm.list_models())}")
-    state = _read_weights(path)
+    state = read_weights(path)
     head = next((state[key] for key in ("head.weight", "head.fc.weight") if key in state), None)
     if head is None or head.ndim != 2:
         raise ModelLoadError(f"'{path}' has no head.weight, so it is no timm classifier.")
@@ -252,45 +248,8 @@ def _from_weight_file(path: Path, arch: str | None) -> VisionModel:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelLoadError(f"'{path}' does not fit {arch}: {_reason(error)}.") from error
+        raise ModelLoadError(f"'{path}' does not fit {arch}: {reason(error)}.") from error
     return describe(module.eval(), name=path.stem)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles of other versions; what matters ends in an error
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except _LOAD_FAILURES as error:
-        raise ModelLoadError(
-            f"'{path}' cannot be read as plain weights: {_reason(error)}; "
-            "save the state dict as .safetensors (pickled objects are never loaded)."
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelLoadError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
-    plain = dict(state)
-    consume_prefix_in_state_dict_if_present(plain, "module.")  # saved from inside nn.DataParallel
-    return plain
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelLoadError(
-            f"There is no {path.name} in '{path.parent}'; give a folder in timm's or transformers' hub format."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"'{path}' is not readable JSON: {_reason(error)}.") from error
-    if not isinstance(found, dict):
-        raise ModelLoadError(f"'{path}' holds a {type(found).__name__}, expected a JSON object.")
-    return found
 
 
 @contextmanager
@@ -317,24 +276,11 @@ def _hub(name: str) -> Iterator[None]:
             yield
     except TokentmError:
         raise
-    except (*_LOAD_FAILURES, *_network_failures()) as error:
+    except (*LOAD_FAILURES, *_network_failures()) as error:
         raise HubUnreachableError(
             f"The weights of {name!r} are not in the local cache and their hub did not deliver them "
-            f"({_reason(error)}); check name and network, or pass a local folder."
+            f"({reason(error)}); check name and network, or pass a local folder."
         ) from error
-
-
-# What model libraries raise for a broken or absent file; anything else is a bug and may surface as one.
-_LOAD_FAILURES: tuple[type[Exception], ...] = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 
 def _network_failures() -> tuple[type[Exception], ...]:
@@ -342,14 +288,3 @@ def _network_failures() -> tuple[type[Exception], ...]:
 
     # Among its bases is that of the HTTP client in use (requests, httpx or httpx2, by release of the hub library).
     return tuple(kind for kind in HfHubHTTPError.__mro__ if kind is not Exception and issubclass(kind, Exception))
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of a library's message, or of its details, short enough to be quoted in ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    line = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
-    return textwrap.shorten(line.split(". ")[0].rstrip(".:;"), 160, placeholder=" …")
-
-
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""

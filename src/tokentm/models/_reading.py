@@ -1,0 +1,91 @@
+"""Reading weight files and configurations, without ever unpickling one; failures become one sentence."""
+
+import json
+import pickle
+import textwrap
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from tokentm.errors import ModelLoadError
+
+__all__ = ["LOAD_FAILURES", "and_more", "read_json", "read_weights", "reason"]
+
+# What model libraries raise for a broken or absent file; anything else is a bug and may surface as one.
+LOAD_FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors or torch file.
+
+    Raises:
+        ModelLoadError: It holds anything but tensors, or cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickles of other versions; what matters ends in an error
+            state: Any = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+    except LOAD_FAILURES as error:
+        raise ModelLoadError(
+            f"'{path}' cannot be read as plain weights: {reason(error)}; "
+            "save the state dict as .safetensors (pickled objects are never loaded)."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelLoadError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
+    plain = dict(state)
+    consume_prefix_in_state_dict_if_present(plain, "module.")  # saved from inside nn.DataParallel
+    return plain
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a configuration.
+
+    Raises:
+        ModelLoadError: It is absent or no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelLoadError(
+            f"There is no {path.name} in '{path.parent}'; give a folder in timm's or transformers' hub format."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"'{path}' is not readable JSON: {reason(error)}.") from error
+    if not isinstance(found, dict):
+        raise ModelLoadError(f"'{path}' holds a {type(found).__name__}, expected a JSON object.")
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """The first sentence of a library's message, or of its details, short enough to be quoted in ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
+    return textwrap.shorten(line.split(". ")[0].rstrip(".:;"), 160, placeholder=" …")
+
+
+def and_more(names: list[str]) -> str:
+    """Say how many there are beside the first, if any."""
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

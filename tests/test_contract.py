@@ -18,6 +18,7 @@ from tests.support.cheap import cheap_options
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.unchecked import unchecked
 from tests.support.zoo import ZOO, build, image_batch
+from tokentm.backward import BACKWARD
 from tokentm.errors import TargetError
 from tokentm.methods import METHODS
 from tokentm.models import describe
@@ -52,8 +53,17 @@ CASES = {
 }
 MODES = ("eval", "in use")
 
+# Every method under every backward rule that it composes with.
+EXPLANATIONS = {
+    name if rule == method.backward else f"{name}/{rule}": method
+    for name, method in METHODS.items()
+    for rule, kind in BACKWARD.items()
+    if rule == method.backward or (method.composes and not kind.relevance)
+}
 # Where the recording fails, no method gets its turn: methods that ask for the same recording are the same run.
-METHODS_BY_RECORDING = list({(m.signals, m.backward, m.companion): name for name, m in METHODS.items()}.values())
+EXPLANATIONS_BY_RECORDING = list(
+    {(m.signals, name.partition("/")[2] or m.backward, m.companion): name for name, m in EXPLANATIONS.items()}.values()
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -90,18 +100,26 @@ def users_images(name: str, mode: str) -> Tensor:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("name", ZOO)
-def test_no_method_leaves_anything_behind(name: str, case: Case, mode: str) -> None:
-    model, images = users_model(name, mode), users_images(name, mode)
+@pytest.mark.parametrize("specimen_name", ZOO)
+def test_no_method_leaves_anything_behind(specimen_name: str, case: Case, mode: str) -> None:
+    model, images = users_model(specimen_name, mode), users_images(specimen_name, mode)
     case.arm(model)
     left = {}
     before = fingerprint(model, images)
-    for method in METHODS if case.error is None else METHODS_BY_RECORDING:
+    for name in EXPLANATIONS if case.error is None else EXPLANATIONS_BY_RECORDING:
         with pytest.raises(case.error) if case.error else nullcontext():
-            tokentm.explain(model, images, case.target, method, options=cheap_options(method))
+            tokentm.explain(model, images, case.target, name, options=cheap_options(name.partition("/")[0]))
         after = fingerprint(model, images)
-        left[method], before = differences(before, after), after
-    assert {method: found for method, found in left.items() if found} == {}
+        left[name], before = differences(before, after), after
+    assert {name: found for name, found in left.items() if found} == {}
+
+
+def test_every_rule_and_method_is_among_the_explanations() -> None:
+    assert {name.partition("/")[0] for name in EXPLANATIONS} == set(METHODS)
+    assert {name.partition("/")[2] or METHODS[name].backward for name in EXPLANATIONS} >= {
+        rule for rule, kind in BACKWARD.items() if not kind.relevance
+    }
+    assert "tokentm/libra" in EXPLANATIONS
 
 
 class Explode(torch.autograd.Function):

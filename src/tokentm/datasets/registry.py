@@ -37,19 +37,27 @@ class Example:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A sequence of examples, each read when it is asked for; can be sent to another process.
+    """A sequence of examples, each read when it is asked for; can be sent to another process."""
 
-    Attributes:
-        name: As users type it.
-        class_names: Names of the labels in their order, or None where labels are indices into the model's classes.
-        has_labels: Whether every example has a label.
-        has_masks: Whether every example has a mask.
-    """
+    @property
+    def name(self) -> str:
+        """As users type it."""
+        ...
 
-    name: str
-    class_names: tuple[str, ...] | None
-    has_labels: bool
-    has_masks: bool
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the labels in their order, or None where labels are indices into the model's classes."""
+        ...
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every example has a label."""
+        ...
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every example has a mask."""
+        ...
 
     def __len__(self) -> int:
         """How many examples there are; known without reading them."""
@@ -82,7 +90,8 @@ class DatasetKind:
         open: Makes the data set from a place (a folder or file; may be None for sets that need none).
         recognises: Whether a place looks like this kind, for users who give a bare path.
         summary: One line for tables.
-        source: Where users get the data, and how it must lie; part of the error when it is absent.
+        source: Where users get the data, and how it must lie, as an order without full stop ("download …"): the end
+            of the error when it is absent.
     """
 
     name: str

@@ -1,0 +1,191 @@
+"""What a run is: everything its numbers depend on, as one document with one identity."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, final
+
+import torch
+
+from tokentm.models import ImageTransform, VisionModel
+from tokentm.session import Request
+
+__all__ = ["EXPLAINED", "ModelSpec", "RunSpec", "differences", "versions"]
+
+EXPLAINED: Final = ("predicted", "target")
+_FORMAT: Final = 1  # of the files in a run; another one is another run
+_PACKAGES: Final = ("tokentm", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "pyarrow")
+
+
+@final
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model it is.
+
+    Attributes:
+        name: As users typed it.
+        weights: sha256 over the names, types, shapes and bytes of its parameters and buffers.
+        classes: How many it knows.
+        dtype: Floating type it computes in.
+        device: Kind of device; another kind rounds otherwise.
+    """
+
+    name: str
+    weights: str
+    classes: int
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, model: VisionModel) -> "ModelSpec":
+        """Describe a loaded model."""
+        dtype = str(model.dtype).removeprefix("torch.")
+        return cls(model.name, _weights_digest(model), model.anatomy.num_classes, dtype, model.device.type)
+
+
+@final
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's bytes. Two equal specs give equal files, whoever runs them and however often.
+
+    Attributes:
+        model: Which model is explained.
+        data: Name of the data set.
+        fingerprint: Digest of what it holds.
+        labels: The model's class of each of the data set's labels; None where they are the same.
+        images: How many are evaluated: the first ones.
+        requests: Methods with their options and backward rules, in the order of the tables.
+        explained: Which classes are explained: of ``EXPLAINED``.
+        protocols: Name and config of each protocol.
+        preset: Name of the preset that set them, or None.
+        transform: From photo to input.
+        batch_size: Images explained at once. Floating-point sums depend on it in their last digits.
+        chunk: Images that run through the model at once while they are perturbed; likewise.
+        part_size: Images per file of results, a multiple of ``batch_size``.
+        seed: Of everything random.
+    """
+
+    model: ModelSpec
+    data: str
+    fingerprint: str
+    labels: tuple[int, ...] | None
+    images: int
+    requests: tuple[Request, ...]
+    explained: tuple[str, ...]
+    protocols: tuple[tuple[str, Any], ...]
+    preset: str | None
+    transform: ImageTransform
+    batch_size: int
+    chunk: int
+    part_size: int
+    seed: int
+
+    @property
+    def parts(self) -> int:
+        """How many files of results there are."""
+        return -(-self.images // self.part_size)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods, as in tables."""
+        return tuple(request.name for request in self.requests)
+
+    def images_of(self, part: int) -> range:
+        """Indices of the images in a part."""
+        return range(part * self.part_size, min((part + 1) * self.part_size, self.images))
+
+    def batches_of(self, part: int) -> tuple[range, ...]:
+        """Indices of the images in each batch of a part; the same however the run came there."""
+        whole = self.images_of(part)
+        return tuple(whole[low : low + self.batch_size] for low in range(0, len(whole), self.batch_size))
+
+    def rows_of(self, part: int) -> int:
+        """How many rows a complete part has."""
+        return len(self.images_of(part)) * len(self.requests) * len(self.explained)
+
+    def manifest(self) -> dict[str, Any]:
+        """The spec as JSON values, with its identity: what ``manifest.json`` holds."""
+        document = {
+            "format": _FORMAT,
+            "model": asdict(self.model),
+            "data": {"name": self.data, "fingerprint": self.fingerprint, "images": self.images},
+            "labels": self.labels,
+            "methods": [
+                {
+                    "name": request.name,
+                    "method": request.method.name,
+                    "backward": request.backward,
+                    "options": asdict(request.options),
+                }
+                for request in self.requests
+            ],
+            "explained": self.explained,
+            "protocols": [{"name": name, "config": asdict(config)} for name, config in self.protocols],
+            "preset": self.preset,
+            "transform": asdict(self.transform),
+            "batch_size": self.batch_size,
+            "chunk": self.chunk,
+            "part_size": self.part_size,
+            "seed": self.seed,
+            "versions": versions(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(document))  # tuples become lists, as when it is read again
+        return {"identity": _identity(plain), **plain}
+
+
+def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Say in words where two manifests differ: ``"batch_size (16, there 8)"``, the most telling first."""
+    here, there = dict(_flat(mine)), dict(_flat(other))
+    names = [name for name in dict.fromkeys([*here, *there]) if name != "identity"]
+    return [
+        f"{name} ({_short(here.get(name))}, there {_short(there.get(name))})"
+        for name in names
+        if here.get(name) != there.get(name)
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, by name."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _weights_digest(model: VisionModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.module.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # "extra state" of a module; nothing that a ViT computes with
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _identity(document: Mapping[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted name; entries of a list that have names are found by them, so that a new one is one line."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _flat(entry, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and value and all(isinstance(entry, Mapping) and "name" in entry for entry in value):
+        yield name, ", ".join(entry["name"] for entry in value)
+        for entry in value:
+            yield from _flat({key: part for key, part in entry.items() if key != "name"}, f"{name}.{entry['name']}")
+    else:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

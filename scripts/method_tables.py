@@ -68,7 +68,8 @@ def measure(name: str, count: int) -> Row:
     scenes = list(Shapes(SEED, count, 2))
     photos = [scene.pil() for scene in scenes]
     labels = [[scene.labels[place] for scene in scenes] for place in (0, 1)]
-    maps = [tokentm.compare(model, photos, [name], target, batch_size=25)[name].pixels() for target in labels]
+    found = [tokentm.compare(model, photos, [name], target, batch_size=25)[name] for target in labels]
+    maps = [explanation.pixels() for explanation in found]
     asked, other = [], []
     for index, scene in enumerate(scenes):
         for place in (0, 1):
@@ -80,8 +81,7 @@ def measure(name: str, count: int) -> Row:
     again = tokentm.compare(
         tokentm.load_model(changed, transform=model.transform), photos, [name], labels[0], batch_size=25
     )[name]
-    before = tokentm.compare(model, photos, [name], labels[0], batch_size=25)[name]
-    correlations = [_spearman(a, b) for a, b in zip(before.relevance, again.relevance, strict=True)]
+    correlations = [_spearman(a, b) for a, b in zip(found[0].relevance, again.relevance, strict=True)]
     correct = np.mean([a > b for a, b in zip(asked, other, strict=True)])
     return Row(
         name, count, float(np.mean(asked)), float(np.mean(other)), float(correct), float(np.nanmean(correlations))
@@ -102,8 +102,13 @@ def _draw_head(head: nn.Linear) -> None:
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:
-    ranks = [values.flatten().argsort().argsort().double() for values in (a, b)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    return float(torch.corrcoef(torch.stack([_ranks(a.flatten()), _ranks(b.flatten())]))[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks of values, equal values sharing the mean of theirs: maps of a positive part hold many zeros."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
 
 
 def _line(row: Row) -> str:

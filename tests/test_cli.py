@@ -248,10 +248,11 @@ def test_lists_name_every_method_bundled_model_and_family(home: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         methods, models = pool.map(lambda command: run([command], folder, COLUMNS="300"), ("methods", "models"))
     assert (methods.code, methods.err, models.code, models.err) == (0, "", 0, "")
-    head, *rows = methods.out.splitlines()
-    assert head.split()[0] == "method"
-    assert sorted(row.split()[0] for row in rows) == sorted(tokentm.METHODS)
-    assert all(method.summary in methods.out for method in tokentm.METHODS.values())
+    listed, rules = methods.out.split("\n\n")
+    heads, summaries = listed.splitlines()[::2], listed.splitlines()[1::2]
+    assert [head.split()[0] for head in heads] == list(tokentm.METHODS)
+    assert [text.strip() for text in summaries] == [method.summary for method in tokentm.METHODS.values()]
+    assert {line.split()[0] for line in rules.splitlines()[1:]} == {"plain", "libra", "attnlrp", "conservative"}
     assert all(name in models.out for name in (*BUNDLED, *FAMILIES, "hf:org/name", "torchvision:vit_b_16"))
     assert tree(folder) == set()
 

@@ -1,5 +1,7 @@
 """``tokentm methods`` and ``tokentm models``: what there is."""
 
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from tokentm.cli._app import DebugOption, command, out
@@ -9,20 +11,25 @@ __all__ = ["methods", "models"]
 
 @command("methods")
 def methods(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the command wrapper)
-    """List the explanation methods."""
+    """List the explanation methods and the backward rules."""
+    from tokentm.backward import BACKWARD
     from tokentm.methods import METHODS
     from tokentm.methods.bibliography import PAPERS
 
-    table = Table("method", "what it is", "class-specific", "signed", "source", box=None, pad_edge=False)
     for method in METHODS.values():
-        table.add_row(
-            f"[bold]{method.name}[/bold]",
-            method.summary,
-            "yes" if method.class_specific else "no",
-            "yes" if method.signed else "no",
-            f"{PAPERS[method.paper].venue} {PAPERS[method.paper].year}" if method.paper else "",
-        )
-    out.print(table)
+        kinds = [
+            "class-specific" if method.class_specific else "blind to the class",
+            *(["signed"] if method.signed else []),
+            *(["takes a backward rule"] if method.composes else []),
+            *(["runs the model many times"] if method.probe else []),
+        ]
+        paper = f"; {PAPERS[method.paper].venue} {PAPERS[method.paper].year}" if method.paper else ""
+        out.print(f"[bold]{method.name}[/bold]  {', '.join(kinds)}{escape(paper)}", highlight=False)
+        out.print(Padding(f"[dim]{escape(method.summary)}[/dim]", (0, 0, 0, 4)), highlight=False)
+    out.print("\nBackward rules, as in tokentm/libra:", highlight=False)
+    for rule in BACKWARD.values():
+        if not rule.relevance:
+            out.print(f"[bold]{rule.name}[/bold]  {escape(rule.summary)}", highlight=False)
 
 
 @command("models")

@@ -16,7 +16,7 @@ __all__ = ["raw_attention"]
     class_specific=False,
     signed=False,
     paper="chefer2021a",
-    summary="attention of the readout in the last block, mean over heads; blind to the class",
+    summary="attention of the readout in the last block, mean over heads",
 )
 def raw_attention(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: ARG001
     """Readout row of the last block's attention, mean over heads (the baseline of Chefer et al., CVPR 2021).

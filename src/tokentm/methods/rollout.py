@@ -37,7 +37,7 @@ class RolloutConfig:
     signed=False,
     paper="abnar2020",
     options=RolloutConfig,
-    summary="product over layers of attention averaged with the identity; blind to the class",
+    summary="product over layers of attention averaged with the identity",
 )
 def rollout(trace: Trace, options: RolloutConfig) -> Float[Tensor, "b n"]:
     """Readout row of the product of ``rownorm(mean_h A + I)`` over blocks (Abnar & Zuidema, ACL 2020, eq. 1).

@@ -24,6 +24,8 @@ __all__ = [
     "MaskSource",
     "PhotoFiles",
     "Record",
+    "UnreadableMask",
+    "check_size",
     "digest",
     "existing",
     "needs",
@@ -93,6 +95,35 @@ class ClassMask:
 
 @final
 @dataclass(frozen=True)
+class UnreadableMask:
+    """A mask that was found damaged when the data set was opened; the example that it belongs to says so when read.
+
+    Attributes:
+        path: The file.
+        why: What is wrong, one sentence.
+    """
+
+    path: Path
+    why: str
+
+    def read(self) -> tuple[Bool[np.ndarray, "y x"], Bool[np.ndarray, "y x"] | None]:
+        """See ``MaskSource``.
+
+        Raises:
+            ImageError: Always.
+        """
+        raise ImageError(self.why)
+
+    def identity(self) -> str:
+        """See ``MaskSource``."""
+        return f"unreadable, {size_of(self.path)} bytes"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@final
+@dataclass(frozen=True)
 class Record:
     """One example before it is read.
 
@@ -155,12 +186,7 @@ class PhotoFiles:
         if record.mask is None:
             return Example(record.key, photo, record.label)
         mask, valid = record.mask.read()
-        # A mask carries no EXIF: one that was drawn on the photo as stored would lie sideways on the upright one.
-        if mask.shape != (photo.height, photo.width):
-            raise ImageError(
-                f"The mask of {record.key} ({record.mask}) has {mask.shape[1]}×{mask.shape[0]} pixels and its upright "
-                f"photo {photo.width}×{photo.height}; they must be the same."
-            )
+        check_size(f"The mask of {record.key} ({record.mask})", mask, photo)
         return Example(record.key, photo, record.label, mask, valid)
 
     def key(self, index: int) -> str:
@@ -179,6 +205,21 @@ class PhotoFiles:
                 [record.key, record.label, size_of(record.photo), record.mask.identity() if record.mask else None]
                 for record in self.records
             ),
+        )
+
+
+def check_size(what: str, mask: Bool[np.ndarray, "y x"], photo: Image.Image) -> None:
+    """Refuse a mask that does not lie on its photo pixel by pixel.
+
+    A mask carries no EXIF: one that was drawn on the photo as it is stored would lie sideways on the upright one.
+
+    Raises:
+        ImageError: They differ in size.
+    """
+    if mask.shape != (photo.height, photo.width):
+        raise ImageError(
+            f"{what} has {mask.shape[1]}×{mask.shape[0]} pixels and its upright photo {photo.width}×{photo.height}; "
+            "they must be the same."
         )
 
 

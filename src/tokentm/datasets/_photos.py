@@ -158,7 +158,7 @@ class PhotoFiles:
 
     name: str
     records: tuple[Record, ...] = field(repr=False)
-    class_names: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None = field(repr=False)
     has_labels: bool
     has_masks: bool = False
 

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tokentm.datasets._photos import digest, needs, size_of
+from tokentm.datasets._photos import check_size, digest, needs, size_of
 from tokentm.datasets.registry import Example, dataset
 from tokentm.errors import DatasetError, ImageError
 from tokentm.models.images import open_image
@@ -20,9 +20,10 @@ __all__ = ["HuggingFaceDataset", "open_huggingface"]
 
 _KIND: Final = "hf-dataset"
 _SOURCE: Final = (
-    "give hf-dataset:folder, as save_to_disk wrote it or with parquet files, or hf-dataset:org/name@split of a set that "
-    "the datasets library has in its cache (download=True fetches it)"
+    "give hf-dataset:folder, as save_to_disk wrote it or with parquet files, or hf-dataset:org/name@split of a set "
+    "that the datasets library has in its cache (download=True fetches it)"
 )
+_SAVED: Final = ("state.json", "dataset_dict.json")
 _EXTRA: Final = "datasets"
 _LABELS: Final = ("label", "labels", "fine_label", "class", "target")
 _MASKS: Final = ("mask", "segmentation", "annotation", "seg")
@@ -80,11 +81,7 @@ class HuggingFaceDataset:
         with _picture(row[self.mask], f"The mask of row {key} of {self.name}") as picture:
             mask = np.asarray(picture)
         mask = (mask if mask.ndim == 2 else mask[..., :3].max(axis=-1)) > 0
-        if mask.shape != (photo.height, photo.width):
-            raise ImageError(
-                f"The mask of row {key} of {self.name} has {mask.shape[1]}×{mask.shape[0]} pixels and its upright photo "
-                f"{photo.width}×{photo.height}; they must be the same."
-            )
+        check_size(f"The mask of row {key} of {self.name}", mask, photo)
         return Example(key, photo, label, mask)
 
     def key(self, index: int) -> str:
@@ -104,7 +101,16 @@ class HuggingFaceDataset:
         return digest([self.class_names, columns], zip(self.labels(), sizes, strict=True))
 
 
-@dataset(_KIND, summary="a set of the Hugging Face datasets library, from a folder or its cache", source=_SOURCE)
+def _recognises(place: Path) -> bool:
+    return any((place / file).is_file() for file in _SAVED)
+
+
+@dataset(
+    _KIND,
+    summary="a set of the Hugging Face datasets library, from a folder or its cache",
+    source=_SOURCE,
+    recognises=_recognises,
+)
 def open_huggingface(
     place: str | Path | None = None,
     *,
@@ -129,7 +135,7 @@ def open_huggingface(
     if place is None or not str(place):
         raise DatasetError(f"{_KIND} needs a folder or a name; {_SOURCE}.")
     library = needs("datasets", f"{_KIND}:{place}", _EXTRA)
-    name, _, split = str(place).rpartition("@") if "@" in str(place) else (str(place), "", "")
+    name, split = _name_and_split(str(place))
     found = _load(library, name, download)
     table = _split(found, split, name) if isinstance(found, dict) else found
     pictures = [column for column, feature in table.features.items() if isinstance(feature, library.Image)]
@@ -140,18 +146,25 @@ def open_huggingface(
     label = _column(table, label, _label_columns(library, table))
     for column in {image, mask} - {None}:
         table = table.cast_column(column, library.Image(decode=False))
-    feature = table.features.get(label)
-    names = tuple(feature.names) if isinstance(feature, library.ClassLabel) else None
     if len(table) == 0:
         raise DatasetError(f"{place} has no rows; give a split with pictures.")
+    if label is not None and any(_label(value) is None for value in table[label]):
+        label = None  # test sets have the column too, and -1 in it
+    feature = table.features.get(label)
+    names = tuple(feature.names) if isinstance(feature, library.ClassLabel) else None
     return HuggingFaceDataset(f"{_KIND}:{place}", table, image, label, mask, names)
+
+
+def _name_and_split(place: str) -> tuple[str, str]:
+    name, at, split = place.rpartition("@")
+    return (place, "") if not at or os.path.isdir(Path(place).expanduser()) else (name, split)  # noqa: PTH112
 
 
 def _load(library: Any, name: str, download: bool) -> Any:
     folder = Path(name).expanduser()
     local = os.path.isdir(folder)  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
     try:
-        if local and any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        if local and _recognises(folder):
             return library.load_from_disk(str(folder))
         if local or download:
             return library.load_dataset(str(folder) if local else name)
@@ -177,9 +190,7 @@ def _split(splits: dict[str, Any], split: str, name: str) -> Any:
     chosen = split or (next(iter(splits)) if len(splits) == 1 else "")
     if chosen not in splits:
         known = ", ".join(splits)
-        raise DatasetError(
-            f"{name} has the splits {known}; give one, as in {_KIND}:{name}@{next(iter(splits), 'test')}."
-        )
+        raise DatasetError(f"{name} has the splits {known}, got {split!r}; give one, as in {_KIND}:{name}@test.")
     return splits[chosen]
 
 
@@ -202,7 +213,7 @@ def _label_columns(library: Any, table: Any) -> list[str]:
 
 
 def _label(value: int | None) -> int | None:
-    return None if value is None or value < 0 else int(value)  # -1 is how hidden labels of test sets are written
+    return None if value is None or value < 0 else int(value)
 
 
 def _picture(cell: Any, what: str) -> Image.Image:
@@ -211,7 +222,7 @@ def _picture(cell: Any, what: str) -> Image.Image:
     if content is None and path is None:
         raise ImageError(f"{what} is missing; leave this row out.")
     try:
-        picture = Image.open(io.BytesIO(content) if content is not None else path)
+        picture = Image.open(Path(path) if content is None else io.BytesIO(content))
         picture.load()
     except UnidentifiedImageError as error:
         raise ImageError(f"{what} is in no image format that can be read; leave this row out.") from error

@@ -27,10 +27,10 @@ class Labelled(Protocol):
 def match_labels(dataset: Dataset, model: VisionModel, *, partial: bool = False) -> tuple[int, ...] | None:
     """Return the model's class for each label of a data set.
 
-    Names are compared without regard to upper and lower case, ``_`` counts as a space, and of several names separated by
-    commas one in common is enough. WordNet ids (n01440764) count as the names ImageNet gives them; a model of ImageNet's
-    1,000 classes has them in alphabetical order. If all names agree in their order the labels are the classes, even
-    where a name occurs twice (ImageNet has two cranes).
+    Names are compared without regard to upper and lower case, ``_`` counts as a space, and of several names separated
+    by commas one in common is enough. WordNet ids (n01440764) count as the names ImageNet gives them; a model of
+    ImageNet's 1,000 classes has them in alphabetical order. If all names agree in their order the labels are the
+    classes, even where a name occurs twice (ImageNet has two cranes).
 
     Args:
         dataset: Whose labels to translate.
@@ -76,7 +76,7 @@ def _check_range(dataset: Dataset, model: VisionModel) -> None:
 
 
 def _imagenet(names: tuple[str, ...], model: VisionModel) -> tuple[int, ...] | None:
-    """Return the classes of WordNet ids in a model of ImageNet's 1,000 classes, or None if they or it are something else.
+    """Return the classes of WordNet ids in a model of ImageNet's 1,000 classes, None if they or it are something else.
 
     A model says that it is one by its number of classes, and by its names if it has any: custom models have 1,000
     classes too.
@@ -131,7 +131,7 @@ def _mismatch(dataset: Dataset, model: VisionModel, known: tuple[str, ...], name
         return f"The class {_short(first)!r} of {dataset.name} could be {several} of {model.name}{masks}."
     words = {word for entry in known for word in _synonyms(entry)}
     return (
-        f"{dataset.name} has the class {_short(first)!r}, which {model.name} does not have among its {len(known)}{masks}."
+        f"{dataset.name} has the class {_short(first)!r}, which is none of the {len(known)} of {model.name}{masks}."
         f"{nearest(_plain(first), words)}"
     )
 

@@ -1,6 +1,6 @@
 """The bundled scenes as a data set: no file, no download, as many as wanted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, final
 
@@ -33,7 +33,7 @@ class ShapeScenes:
 
     name: str
     scenes: Shapes
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, int], ...] = field(repr=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, Protocol, final, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -38,6 +38,7 @@ __all__ = [
 _FAULTS: Final = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
+@runtime_checkable
 class MaskSource(Protocol):
     """Where the mask of one example comes from; can be sent to another process."""
 
@@ -164,11 +165,11 @@ class PhotoFiles:
 
     def __post_init__(self) -> None:
         if not self.records:
-            raise DatasetError(f"{self.name} holds no examples; give a data set with at least one photo.")
+            raise DatasetError(f"Data set {self.name!r} holds no examples; give a data set with at least one photo.")
         seen: set[str] = set()
         for record in self.records:
             if record.key in seen:
-                raise DatasetError(f"{self.name} holds two examples called {record.key!r}; names must differ.")
+                raise DatasetError(f"Data set {self.name!r} holds two examples {record.key!r}; names must differ.")
             seen.add(record.key)
 
     def __len__(self) -> int:
@@ -273,7 +274,7 @@ def existing(kind: str, place: str | Path | None, source: str) -> Path:
         DatasetError: Nothing was given, or there is no such file or folder.
     """
     if place is None or str(place) == "":
-        raise DatasetError(f"{kind} needs to know where its files are ({kind}:place); {source}.")
+        raise DatasetError(f"Data set {kind!r} needs to know where its files are ({kind}:place); {source}.")
     path = Path(place).expanduser()
     if not os.path.exists(path):  # noqa: PTH110  (Path.exists raises for a name that is too long)
         raise DatasetError(f"There is no file or folder {str(place)!r}; {source}.")

@@ -57,11 +57,13 @@ def open_folder(place: str | Path | None = None, *, labels: str | Path | None = 
     if len(flat) == len(photos):
         return PhotoFiles(name, tuple(Record(str(below), photo) for photo, below in photos), None, has_labels=False)
     if flat:
-        raise DatasetError(f"{place} holds photos ({flat[0]}) beside folders of photos; {_SOURCE}.")
+        raise DatasetError(f"The folder {str(place)!r} holds photos ({flat[0]}) beside folders of photos; {_SOURCE}.")
     # A class without photos keeps its place: the model may well have been trained with it.
     classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if _SPLITS.issuperset(class_name.lower() for class_name in classes):
-        raise DatasetError(f"{place} is made of splits, not of classes; give one of them, as {root / classes[0]}.")
+        raise DatasetError(
+            f"The folder {str(place)!r} is made of splits, not of classes; give one of them, as {root / classes[0]}."
+        )
     index = {class_name: index for index, class_name in enumerate(classes)}
     records = tuple(Record(str(below), photo, index[below.parts[0]]) for photo, below in photos)
     return PhotoFiles(name, records, classes, has_labels=True)

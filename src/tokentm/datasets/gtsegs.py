@@ -118,7 +118,7 @@ def open_gtsegs(place: str | Path | None = None, *, labels: bool = False) -> Seg
     path = existing("gtsegs", place, _SOURCE)
     path = path / _FILE if path.is_dir() else path
     if not path.is_file():
-        raise DatasetError(f"{place} does not hold {_FILE}; {_SOURCE}.")
+        raise DatasetError(f"The folder {str(place)!r} does not hold {_FILE}; {_SOURCE}.")
     h5py = needs("h5py", "ImageNet-Segmentation")
     try:
         with h5py.File(path, "r") as file:

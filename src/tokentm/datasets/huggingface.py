@@ -133,7 +133,7 @@ def open_huggingface(
         MissingExtraError: The library is not installed.
     """
     if place is None or not str(place):
-        raise DatasetError(f"{_KIND} needs a folder or a name; {_SOURCE}.")
+        raise DatasetError(f"Data set {_KIND!r} needs a folder or a name; {_SOURCE}.")
     library = needs("datasets", f"{_KIND}:{place}", _EXTRA)
     name, split = _name_and_split(str(place))
     found = _load(library, name, download)
@@ -142,17 +142,18 @@ def open_huggingface(
     mask = _column(table, mask, [column for column in pictures if _is_mask(column)])
     image = _column(table, image, [column for column in pictures if column != mask])
     if image is None:
-        raise DatasetError(f"{place} has no column of pictures, only {', '.join(table.column_names)}; give image=.")
+        raise DatasetError(
+            f"Data set {str(place)!r} has no column of pictures, only {', '.join(table.column_names)}; give image=."
+        )
     label = _column(table, label, _label_columns(library, table))
     for column in {image, mask} - {None}:
         table = table.cast_column(column, library.Image(decode=False))
     if len(table) == 0:
-        raise DatasetError(f"{place} has no rows; give a split with pictures.")
+        raise DatasetError(f"Data set {str(place)!r} has no rows; give a split with pictures.")
     if label is not None and any(_label(value) is None for value in table[label]):
         label = None  # test sets have the column too, and -1 in it
-    feature = table.features.get(label)
-    names = tuple(feature.names) if isinstance(feature, library.ClassLabel) else None
-    return HuggingFaceDataset(f"{_KIND}:{place}", table, image, label, mask, names)
+    names = getattr(table.features.get(label), "names", None)  # whole numbers come without
+    return HuggingFaceDataset(f"{_KIND}:{place}", table, image, label, mask, tuple(names) if names else None)
 
 
 def _name_and_split(place: str) -> tuple[str, str]:
@@ -190,7 +191,9 @@ def _split(splits: dict[str, Any], split: str, name: str) -> Any:
     chosen = split or (next(iter(splits)) if len(splits) == 1 else "")
     if chosen not in splits:
         known = ", ".join(splits)
-        raise DatasetError(f"{name} has the splits {known}, got {split!r}; give one, as in {_KIND}:{name}@test.")
+        raise DatasetError(
+            f"Data set {name!r} has the splits {known}, got {split!r}; give one, as in {_KIND}:{name}@test."
+        )
     return splits[chosen]
 
 
@@ -219,10 +222,11 @@ def _label(value: int | None) -> int | None:
 def _picture(cell: Any, what: str) -> Image.Image:
     """Open an encoded picture, which is bytes in the table or a file beside it."""
     content, path = (cell or {}).get("bytes"), (cell or {}).get("path")
-    if content is None and path is None:
+    source = io.BytesIO(content) if content is not None else path
+    if source is None:
         raise ImageError(f"{what} is missing; leave this row out.")
     try:
-        picture = Image.open(Path(path) if content is None else io.BytesIO(content))
+        picture = Image.open(source)
         picture.load()
     except UnidentifiedImageError as error:
         raise ImageError(f"{what} is in no image format that can be read; leave this row out.") from error

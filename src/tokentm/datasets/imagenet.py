@@ -56,7 +56,9 @@ def open_imagenet(place: str | Path | None = None, *, labels: str | Path | None 
     root = existing("imagenet", place, _SOURCE)
     folder = _photo_folder(root)
     if folder is None:
-        raise DatasetError(f"{place} holds no photos of ImageNet (ILSVRC2012_val_00000001.JPEG, …); {_SOURCE}.")
+        raise DatasetError(
+            f"The folder {str(place)!r} holds no photos of ImageNet (ILSVRC2012_val_00000001.JPEG, …); {_SOURCE}."
+        )
     folders = synset_folders(folder)
     if folders:
         synsets = [path.name for path in folders]

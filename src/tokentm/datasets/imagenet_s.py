@@ -50,7 +50,7 @@ def open_imagenet_s(place: str | Path | None = None, *, split: str = "validation
     given = existing("imagenet-s", place, _SOURCE)
     root = _root(given, split)
     if root is None or not (root / split).is_dir():
-        raise DatasetError(f"{place} does not hold both {split} and {split}-segmentation; {_SOURCE}.")
+        raise DatasetError(f"The folder {str(place)!r} does not hold both {split} and {split}-segmentation; {_SOURCE}.")
     photos, masks = root / split, root / f"{split}-segmentation"
     ids = {synset: number for number, synset in enumerate(_categories(root, masks), start=1)}
     records = []

@@ -49,7 +49,7 @@ def open_kit(place: str | Path | None = None, *, groups: str = "in1k") -> PhotoF
     if not index.is_file() and not labels.is_file():
         known = ", ".join(sorted(path.stem.removeprefix("index_") for path in root.glob("index_*.json")))
         hint = f"groups are {known}" if known else _SOURCE
-        raise DatasetError(f"{place} holds neither {labels.name} nor {index.name}; {hint}.")
+        raise DatasetError(f"The folder {str(place)!r} holds neither {labels.name} nor {index.name}; {hint}.")
     file = index if index.is_file() else labels
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -60,12 +60,12 @@ def open_kit(place: str | Path | None = None, *, groups: str = "in1k") -> PhotoF
         raise DatasetError(f"{file} is not as expected ({error!r}); {_SOURCE}.") from error
 
 
-def _photos(place: object, root: Path, content: dict[str, dict[str, Any]]) -> PhotoFiles:
+def _photos(place: object, root: Path, content: Any) -> PhotoFiles:
     records = tuple(Record(file, root / file, int(entry["label"])) for file, entry in sorted(content.items()))
     return PhotoFiles(f"kit:{place}", records, imagenet_synsets(), has_labels=True)
 
 
-def _masked(place: object, root: Path, content: list[dict[str, Any]]) -> PhotoFiles:
+def _masked(place: object, root: Path, content: Any) -> PhotoFiles:
     # Groups are known by name; their numbers belong to one model, and those of another would mean something else.
     names = tuple(sorted({entry["group"] for entry in content if "group" in entry})) or imagenet_synsets()
     records = tuple(

@@ -55,8 +55,8 @@ def match_labels(dataset: Dataset, model: VisionModel, *, partial: bool = False)
         if partial:
             return (_UNMATCHED,) * len(names)
         raise DatasetError(
-            f"{dataset.name} names its {len(names)} classes ({_short(names[0])!r}, …) and {model.name} only counts its "
-            f"{classes}; load the model with class_names=."
+            f"Data set {dataset.name!r} names its {len(names)} classes ({_short(names[0])!r}, …) and {model.name} only "
+            f"counts its {classes}; load the model with class_names=."
         )
     if len(names) == classes and all(
         _synonyms(name) & _synonyms(known) for name, known in zip(names, model.class_names, strict=True)
@@ -70,8 +70,8 @@ def _check_range(dataset: Dataset, model: VisionModel) -> None:
     known = dataset.labels() if isinstance(dataset, Labelled) else ()
     if strange := next((label for label in known if label is not None and not 0 <= label < classes), None):
         raise DatasetError(
-            f"{dataset.name} has the label {strange} and {model.name} has {classes} classes, 0 to {classes - 1}; give "
-            "labels of this model, or class names."
+            f"Data set {dataset.name!r} has the label {strange} and {model.name} has {classes} classes, 0 to "
+            f"{classes - 1}; give labels of this model, or class names."
         )
 
 
@@ -131,8 +131,8 @@ def _mismatch(dataset: Dataset, model: VisionModel, known: tuple[str, ...], name
         return f"The class {_short(first)!r} of {dataset.name} could be {several} of {model.name}{masks}."
     words = {word for entry in known for word in _synonyms(entry)}
     return (
-        f"{dataset.name} has the class {_short(first)!r}, which is none of the {len(known)} of {model.name}{masks}."
-        f"{nearest(_plain(first), words)}"
+        f"Data set {dataset.name!r} has the class {_short(first)!r}, which is none of the {len(known)} of {model.name}"
+        f"{masks}.{nearest(_plain(first), words)}"
     )
 
 

@@ -32,7 +32,9 @@ def open_dataset(place: str | Path | Dataset, **options: Any) -> Dataset:
                 "methods of tokentm.datasets.registry.Dataset."
             )
         if options:
-            raise DatasetError(f"{place.name} is open already; options ({', '.join(options)}) work with a path only.")
+            raise DatasetError(
+                f"Data set {place.name!r} is open already; options ({', '.join(options)}) work with a path only."
+            )
         return place
     kind, where = _kind_and_place(place)
     _check_options(kind, options)
@@ -60,7 +62,7 @@ def _recognised(path: Path) -> DatasetKind:
 
 
 def _unknown(text: str) -> str:
-    known = ", ".join(DATASETS)
+    known = ", ".join(sorted(DATASETS))
     name, colon, _ = text.partition(":")
     if colon and len(name) > 1 and "/" not in name and "\\" not in name:  # one letter is a drive of Windows
         return f"Unknown data set {name!r}; known are: {known}.{nearest(name, DATASETS)}"
@@ -73,4 +75,6 @@ def _check_options(kind: DatasetKind, options: dict[str, Any]) -> None:
     for option in options:
         if option not in parameters:
             known = f"its options are {', '.join(parameters)}" if parameters else "it has none"
-            raise DatasetError(f"{kind.name} has no option {option!r}; {known}.{nearest(option, parameters)}")
+            raise DatasetError(
+                f"Data set {kind.name!r} has no option {option!r}; {known}.{nearest(option, parameters)}"
+            )

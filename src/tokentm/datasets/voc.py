@@ -52,7 +52,7 @@ def open_voc(place: str | Path | None = None, *, split: str = "val", instances: 
     """
     root = _root(existing("voc", place, _SOURCE))
     if root is None:
-        raise DatasetError(f"{place} does not hold SegmentationClass; {_SOURCE}.")
+        raise DatasetError(f"The folder {str(place)!r} does not hold SegmentationClass; {_SOURCE}.")
     lists = root / "ImageSets" / "Segmentation"
     if not (lists / f"{split}.txt").is_file():
         known = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"

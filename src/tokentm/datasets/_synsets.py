@@ -12,6 +12,8 @@ from tokentm.errors import DatasetError
 __all__ = ["imagenet_names", "imagenet_synsets", "is_synset", "photo_number", "read_synsets", "synset_folders"]
 
 _SYNSET: Final = re.compile(r"n\d{8}")
+# What scipy and numpy raise on a file that is something else.
+_NO_TABLE: Final = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError)
 _NUMBER: Final = re.compile(r"_(\d{8})$")
 
 
@@ -123,12 +125,12 @@ def _devkit_synsets(meta: Path, file: Path) -> dict[str, str]:
             f"{file} counts classes as the devkit does, and the devkit's meta.mat, which translates them, is not "
             "beside it; copy it there from ILSVRC2012_devkit_t12/data."
         )
-    scipy_io = needs("scipy.io", "The devkit's meta.mat")
+    matlab = needs("scipy.io.matlab", "The devkit's meta.mat")
     try:
-        table = scipy_io.loadmat(str(meta), squeeze_me=True)["synsets"]
+        table = matlab.loadmat(str(meta), squeeze_me=True)["synsets"]
         # Only leaves are classes; the groups above them have ids from 1001 on.
         return {
             str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in table.ravel() if int(row["num_children"]) == 0
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
+    except (*_NO_TABLE, matlab.MatReadError) as error:
         raise DatasetError(f"{meta} is not the devkit's meta.mat ({error}); copy it again.") from error

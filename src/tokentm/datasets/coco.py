@@ -76,22 +76,44 @@ class CocoMask:
 
 def _decode(outline: Any, height: int, width: int) -> Bool[np.ndarray, "y x"]:
     """Return the pixels of one instance: of polygons, or of run lengths as a list or as COCO's compressed text."""
-    coco = needs("pycocotools.mask", "COCO's masks")
     if isinstance(outline, list):
         if not outline or any(len(ring) < 6 or len(ring) % 2 for ring in outline):
             raise ValueError("a polygon needs three points, as x and y of each")
-        return np.asarray(coco.decode(coco.merge(coco.frPyObjects(outline, height, width))), dtype=bool)
+        # Which pixels are inside is COCO's own rule; its decode() is not used, as numpy 2 warns of it.
+        coco = needs("pycocotools.mask", "COCO's masks")
+        outline = coco.merge(coco.frPyObjects(outline, height, width))
     if list(outline["size"]) != [height, width]:
         raise ValueError(f"run lengths for {outline['size']} pixels on a photo of {[height, width]}")
-    if isinstance(outline["counts"], str):
-        code = {"size": [height, width], "counts": outline["counts"].encode()}
-        return np.asarray(coco.decode(code), dtype=bool)
-    runs = np.asarray(outline["counts"], dtype=np.int64)
+    counts = outline["counts"]
+    runs = np.asarray(counts if isinstance(counts, list) else _runs(counts), dtype=np.int64)
     if runs.ndim != 1 or runs.min(initial=0) < 0 or runs.sum() != height * width:
         raise ValueError(f"run lengths add up to {runs.sum()}, not to {height * width} pixels")
     # The runs go down the columns and begin with background.
     inside: np.ndarray = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
     return inside
+
+
+def _runs(text: str | bytes) -> list[int]:
+    """Return the run lengths in COCO's compressed text.
+
+    A number is written in letters of five bits, the lowest first, from "0" on; 32 is added to all but the last, whose
+    highest bit is the sign. From the fourth number on it is the difference to the one two before.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text.encode("latin1") if isinstance(text, str) else text:
+        code = letter - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"{chr(letter)!r} in run lengths")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return runs
 
 
 def _instance_files(root: Path) -> list[Path]:
@@ -171,7 +193,10 @@ def _photo_folder(file: Path, given: Path | None, images: list[dict[str, Any]]) 
         if any((folder / image["file_name"]).is_file() for image in images[:100]):
             return folder
     where = given or above / split
-    raise DatasetError(f"The photos that {file} names are not in {where}; {_SOURCE}, or give their folder as photos=.")
+    raise DatasetError(
+        f"The photos of {file} are not in {where}; unpack them there (from cocodataset.org) or give their folder as "
+        "photos=."
+    )
 
 
 def _outlines(

@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow check lint types format train-shapes bench clean help
+.PHONY: demo evaluate test test-slow check lint types format train-shapes bench clean help
 
 help:
 	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
+	@echo "make evaluate     measure a dozen methods on 500 scenes, write out/evaluate-shapes/report.html"
 	@echo "make test         run the tests"
 	@echo "make check        lint, types, tests: what CI runs"
 	@echo "make test-slow    run the tests that take minutes"
@@ -16,6 +17,11 @@ help:
 
 demo: $(STAMP)
 	$(BIN)/tokentm demo --out tokentm-demo.png
+
+evaluate: $(STAMP)
+	$(BIN)/tokentm evaluate shapes:500 --model shapes --protocols perturbation,segmentation --batch-size 32 \
+	  --methods tokentm,tokentm/libra,gae,gae/libra,rollout,raw_attention,gradcam,attcat,attcat/libra,legrad,transformer_attribution,random,center \
+	  --out out/evaluate-shapes
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tokentm._explain import explain as explain
     from tokentm.backward import BACKWARD as BACKWARD
     from tokentm.errors import TokentmError as TokentmError
+    from tokentm.evaluate import evaluate as evaluate
     from tokentm.explanation import Explanation as Explanation
     from tokentm.interop import as_captum as as_captum
     from tokentm.interop import as_quantus as as_quantus
@@ -32,6 +33,7 @@ _HOME = {
     "as_captum": "tokentm.interop",
     "as_quantus": "tokentm.interop",
     "compare": "tokentm._explain",
+    "evaluate": "tokentm.evaluate",
     "explain": "tokentm._explain",
     "load_model": "tokentm.models",
 }
@@ -42,9 +44,10 @@ __all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (the names are strings; see 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'tokentm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+    home = importlib.import_module(_HOME[name])
+    if name not in globals():  # importing tokentm.evaluate has bound that package, which can be called
+        globals()[name] = getattr(home, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""``tokentm methods`` and ``tokentm models``: what there is."""
+"""``tokentm methods``, ``models``, ``datasets`` and ``protocols``: what there is."""
 
 from rich.markup import escape
 from rich.padding import Padding
@@ -6,7 +6,7 @@ from rich.table import Table
 
 from tokentm.cli._app import DebugOption, command, out
 
-__all__ = ["methods", "models"]
+__all__ = ["datasets", "methods", "models", "protocols"]
 
 
 @command("methods")
@@ -51,3 +51,34 @@ def models(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the co
         table.add_row(f"[bold]{name}[/bold]", what)
     out.print(table)
     out.print(f"\nFamilies: {', '.join(FAMILIES)}.")
+
+
+@command("datasets")
+def datasets(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the command wrapper)
+    """List the data sets that `tokentm evaluate` takes."""
+    from tokentm.datasets.registry import DATASETS
+
+    table = Table("DATA", "what it is", "where it comes from", box=None, pad_edge=False)
+    for kind in DATASETS.values():
+        table.add_row(f"[bold]{kind.name}[/bold]", kind.summary, kind.source)
+    out.print(table)
+    out.print("\nWrite KIND:PLACE, or a path alone where its kind can be seen.")
+
+
+@command("protocols")
+def protocols(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the command wrapper)
+    """List the evaluation protocols and presets."""
+    from tokentm.evaluate.presets import PRESETS
+    from tokentm.evaluate.registry import PROTOCOLS
+
+    table = Table("protocol", "what it measures", "needs", "source", box=None, pad_edge=False)
+    for kind in PROTOCOLS.values():
+        needs = " and ".join(["labels"] * kind.needs_labels + ["masks"] * kind.needs_masks)
+        table.add_row(f"[bold]{kind.name}[/bold]", kind.summary, needs, kind.paper)
+    out.print(table)
+    out.print()
+    table = Table("preset", "protocols", "explains", "source", box=None, pad_edge=False)
+    for preset in PRESETS.values():
+        names = ", ".join(name for name, _ in preset.configs)
+        table.add_row(f"[bold]{preset.name}[/bold]", names, preset.explained, preset.paper)
+    out.print(table)

@@ -25,6 +25,7 @@ __all__ = ["GALLERY", "Picture", "per_image", "read_gallery", "write_gallery"]
 GALLERY: Final = "gallery"
 _EACH: Final = 3  # best and worst images per method
 _SIDE: Final = 192  # pixels; a report with a dozen methods stays a few megabytes
+_DISTINCT: Final = 0.9  # share of images whose figures differ from here on
 _AT_ONCE: Final = 64  # images whose own figures are computed together
 _INDEX: Final = "gallery.json"
 
@@ -69,26 +70,37 @@ def per_image(metric: Metric, rows: Rows) -> Float[np.ndarray, "i"]:
 
 
 def write_gallery(results: Results, worker: Worker) -> None:
-    """Draw the best and worst images of each method under the first figure that has a good end.
+    """Draw the best and worst images of each method under the first figure that tells images apart.
 
     Raises:
         OutputError: The run's folder cannot be written.
     """
-    chosen = next(
-        (
-            (protocol, metric)
-            for protocol, metrics in results.metrics.items()
-            for metric in metrics
-            if metric.higher_is_better is not None
-        ),
-        None,
-    )
+    chosen = _telling(results)
     pictures: list[Picture] = []
     if chosen is not None:
         for method in results.methods:
             pictures += _of_method(results, worker, method, *chosen)
     index = json.dumps([asdict(picture) for picture in pictures], indent=2, ensure_ascii=False) + "\n"
     _write(writable_folder(results.folder / GALLERY) / _INDEX, index.encode(errors="backslashreplace"))
+
+
+def _telling(results: Results) -> tuple[str, Metric] | None:
+    """The first figure with a good end that is another one for almost every image; else the first with a good end.
+
+    Accuracies of a single image are so coarse that most images would share the first place.
+    """
+    judged = [
+        (protocol, metric)
+        for protocol, metrics in results.metrics.items()
+        for metric in metrics
+        if metric.higher_is_better is not None and results.rows(results.methods[0], results.explained[0], protocol)
+    ]
+    for protocol, metric in judged:
+        values = per_image(metric, results.rows(results.methods[0], results.explained[0], protocol))
+        values = values[np.isfinite(values)]
+        if len(values) and len(np.unique(values)) > _DISTINCT * len(values):
+            return protocol, metric
+    return judged[0] if judged else None
 
 
 def read_gallery(folder: Path) -> tuple[Picture, ...]:

@@ -50,7 +50,7 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 0,
     seed: int = 0,
-    progress: Progress = lambda done, total: None,  # noqa: ARG005
+    progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Results:
     """Measure how far the explanations of a model can be trusted, on a data set.
@@ -109,12 +109,16 @@ def prepare(
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value} is too small; expected 1 or more.")
-    kinds = _kinds(explained or (chosen.explained if chosen else "predicted"))
-    configs = _configs(protocols, chosen)
-    data = open_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    data = open_dataset(dataset)
+    kinds = _kinds(explained or (chosen.explained if chosen and data.has_labels else "predicted"))
+    configs = _configs(protocols, chosen, data)
     _check_data(data, configs, kinds)
     vision = load_model(model)
-    labels = match_labels(data, vision) if data.has_labels else None
+    # Where nothing asks for labels, those that the model does not know do no harm.
+    needed = "target" in kinds or any(
+        PROTOCOLS[name].needs_labels or getattr(config, "label", "") == "true" for name, config in configs.items()
+    )
+    labels = match_labels(data, vision, partial=not needed) if data.has_labels else None
     seen = transform or (chosen.transform_for(vision) if chosen else None) or vision.transform
     spec = RunSpec(
         model=ModelSpec.of(vision),
@@ -138,8 +142,8 @@ def prepare(
 def execute(
     worker: Worker,
     folder: Path,
-    progress: Progress = lambda done, total: None,
-    engine: Engine | None = None,  # noqa: ARG005
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Results:
     """Compute the parts that are missing in ``folder``, put all rows into one file and read it; see ``evaluate``."""
     spec = worker.spec
@@ -148,12 +152,14 @@ def execute(
         store.claim()
         missing = store.missing()
         done = spec.images - sum(len(spec.images_of(part)) for part in missing)
-        progress(done, spec.images)
 
         def tick(images: int) -> None:
             nonlocal done
             done += images
-            progress(done, spec.images)
+            if progress is not None:
+                progress(done, spec.images)
+
+        tick(0)
 
         try:
             for part, rows in (engine or LocalEngine()).run(worker, missing, tick):
@@ -190,15 +196,22 @@ def _kinds(explained: str) -> tuple[str, ...]:
     return (explained,)
 
 
-def _configs(protocols: Sequence[str] | Mapping[str, Any] | None, preset: Preset | None) -> dict[str, Any]:
-    """Config of each protocol: the one given, else the preset's, else the published one."""
+def _configs(
+    protocols: Sequence[str] | Mapping[str, Any] | None, preset: Preset | None, data: Dataset
+) -> dict[str, Any]:
+    """Config of each protocol: the one given, else the preset's, else the published one.
+
+    Where nobody named protocols, those of the preset are taken that the data has masks and labels for.
+    """
     of_preset = dict(preset.configs) if preset else {}
-    wanted = protocols if protocols is not None else tuple(of_preset) or ("perturbation",)
-    if not wanted:
+    if protocols is None:
+        fitting = [name for name in of_preset if _lacks(data, name) is None]
+        protocols = fitting or tuple(of_preset) or ("perturbation",)
+    if not protocols:
         raise InputError("Got no protocols; give at least one.")
-    given = wanted if isinstance(wanted, Mapping) else {}
+    given = protocols if isinstance(protocols, Mapping) else {}
     configs = {}
-    for name in wanted:
+    for name in protocols:
         kind = PROTOCOLS[name]
         config = given.get(name) or of_preset.get(name) or kind.config()
         if type(config) is not kind.config:
@@ -207,18 +220,22 @@ def _configs(protocols: Sequence[str] | Mapping[str, Any] | None, preset: Preset
     return configs
 
 
+def _lacks(data: Dataset, protocol: str) -> str | None:
+    """What a protocol needs and the data set has not, in a word."""
+    kind = PROTOCOLS[protocol]
+    if kind.needs_masks and not data.has_masks:
+        return "masks"
+    return "labels" if kind.needs_labels and not data.has_labels else None
+
+
 def _check_data(data: Dataset, configs: Mapping[str, Any], kinds: Sequence[str]) -> None:
     if not len(data):
         raise DatasetError(f"The data set {data.name} is empty; give one with at least one image.")
     for name in configs:
-        kind = PROTOCOLS[name]
-        if kind.needs_masks and not data.has_masks:
+        if (missing := _lacks(data, name)) is not None:
             raise DatasetError(
-                f"Protocol {name!r} needs masks, and {data.name} has none; leave it out or give a data set with masks."
-            )
-        if kind.needs_labels and not data.has_labels:
-            raise DatasetError(
-                f"Protocol {name!r} needs labels, and {data.name} has none; leave it out or give labelled images."
+                f"Protocol {name!r} needs {missing}, and {data.name} has none; leave it out or give a data set with "
+                f"{missing}."
             )
     if "target" in kinds and not data.has_labels:
         raise DatasetError(f"The labelled class cannot be explained, as {data.name} has no labels; give 'predicted'.")

@@ -38,12 +38,17 @@ class Sheet:
         self._measured: dict[str, np.ndarray] = {}
         for place, failure in enumerate(batch.failures):
             if failure is not None:
-                self._failure[place] = failure
+                self.fail_image(place, failure)
 
     def fail(self, image: int, explained: int, method: int, reason: str) -> None:
         """Note why a row is not complete; a second reason is added to the first."""
         known = self._failure[image, explained, method]
         self._failure[image, explained, method] = reason if known is None else f"{known}; {reason}"
+
+    def fail_image(self, image: int, reason: str) -> None:
+        """Note the same reason for every row of an image."""
+        for explained, method in np.ndindex(self.shape[1:]):
+            self.fail(image, explained, method, reason)
 
     def predict(self, image: int, logits: np.ndarray) -> None:
         """Note what the model says of an image: float64 logits (k,)."""

@@ -52,8 +52,12 @@ class Worker:
 
     def rows(self, read: Decoded) -> pa.Table:
         """Explain and measure one batch. An image that fails has rows with a reason; the others do not notice."""
-        labels = [self._label(label) for label in read.labels]
+        classes = self.spec.model.classes
+        labels = [label if label < classes else -1 for label in map(self._label, read.labels)]
         sheet = Sheet(self.spec, read, labels)
+        for image, label in enumerate(map(self._label, read.labels)):
+            if label >= classes:
+                sheet.fail_image(image, f"its label {label} is none of the model's {classes} classes")
         if read.good:
             _Pass(self, sheet, read, labels).run()
         return sheet.table()

@@ -1,0 +1,228 @@
+"""What the report shows, as plain values for its template."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from tokentm.evaluate.gallery import Picture, read_gallery
+from tokentm.evaluate.registry import PROTOCOLS
+from tokentm.evaluate.results import Figure
+from tokentm.report.evaluation.curves import curve_groups
+from tokentm.report.evaluation.published import published_for
+from tokentm.report.evaluation.section import FLOORS, Section
+from tokentm.report.evaluation.tables import text_of
+from tokentm.report.evaluation.verdicts import verdicts
+
+__all__ = ["section_view"]
+
+_NAMED: Final = 12  # images that are named where many failed for the same reason
+_DEEPEST: Final = 45  # per cent of colour in the best cell: text stays readable on it in both themes
+
+Tables = Sequence[tuple[str, Sequence[Figure]]]
+
+
+def section_view(section: Section, tables: Tables, number: int, against: str | None) -> dict[str, Any]:
+    """Everything that the template shows of one section.
+
+    Args:
+        section: Runs that share a table.
+        tables: Which images were counted (``"correct"``, ``"all"``), and the figures; the first is the main one.
+        number: Of the section on the page.
+        against: ``"published"`` lays published figures beside.
+    """
+    results = section.results
+    only_correct = tables[0][0] == "correct"
+    gallery = list(_gallery(section))
+    return {
+        "title": section.title,
+        "facts": list(_facts(section)),
+        "notes": list(_notes(section, only_correct)),
+        "verdicts": verdicts(results, tuple(tables[0][1]), only_correct),
+        "tables": [view for images, figures in tables for view in _tables(images, figures)],
+        "curves": curve_groups(results, only_correct, f"s{number}"),
+        "gallery": gallery,
+        "gallery_note": _gallery_note(section),
+        "failures": list(_failures(section)),
+        "published": list(_published(tables[0][1])) if against == "published" else [],
+        "settings": list(_settings(results.manifest)),
+    }
+
+
+def _facts(section: Section) -> Iterator[tuple[str, str]]:
+    results = section.results
+    failed = {name for names in results.failures().values() for name in names}
+    yield "images", f"{len(results):,}"
+    if results.labelled.any():
+        yield "classified correctly", f"{results.accuracy:.1%}"
+    yield "images with failures", f"{len(failed):,}"
+    yield "methods", str(len(results.methods))
+    yield "explained class", " and ".join(results.explained)
+    yield "preset", str(results.manifest["preset"] or "none")
+
+
+def _notes(section: Section, only_correct: bool) -> Iterator[str]:
+    results = section.results
+    if only_correct:
+        wrong = int((results.labelled & ~results.correct).sum())
+        yield (
+            f"The first tables, the curves and the verdicts count the {int(results.correct.sum()):,} images that the "
+            f"model classifies correctly; {wrong:,} misclassified ones are left out. The same tables over all images "
+            "follow."
+        )
+    if set(results.methods) & set(FLOORS):
+        yield (
+            "random and center are floors: they look neither at the model nor at the class. A method that does not "
+            "beat them has found nothing, or the protocol cannot tell."
+        )
+
+
+def _tables(images: str, figures: Sequence[Figure]) -> Iterator[dict[str, Any]]:
+    for protocol, explained in dict.fromkeys((figure.protocol, figure.explained) for figure in figures):
+        chosen = [figure for figure in figures if (figure.protocol, figure.explained) == (protocol, explained)]
+        counts = {figure.estimate.count for figure in chosen}
+        over = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
+        only = "" if images == "all" else ", correctly classified images"
+        yield {
+            "title": f"{protocol}: {explained} class{only}",
+            "note": f"{PROTOCOLS[protocol].summary}. {PROTOCOLS[protocol].paper}. Over {over} images; ★ is the best.",
+            "protocol": protocol,
+            "explained": explained,
+            "images": images,
+            "columns": [_column(figure) for figure in _first_of_each(chosen)],
+            "rows": _rows(chosen),
+        }
+
+
+def _first_of_each(figures: Sequence[Figure]) -> list[Figure]:
+    return list({figure.metric.name: figure for figure in reversed(figures)}.values())[::-1]
+
+
+def _column(figure: Figure) -> dict[str, str]:
+    better = figure.metric.higher_is_better
+    return {
+        "name": figure.metric.name,
+        "unit": figure.metric.unit,
+        "better": "" if better is None else "higher" if better else "lower",
+        "arrow": "" if better is None else " ↑" if better else " ↓",
+    }
+
+
+def _rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    rows = []
+    for method in dict.fromkeys(figure.method for figure in figures):
+        cells = [
+            _cell(figure, [other for other in figures if other.metric.name == figure.metric.name])
+            for figure in figures
+            if figure.method == method
+        ]
+        rows.append({"method": method, "floor": method in FLOORS, "cells": cells})
+    return rows
+
+
+def _cell(figure: Figure, column: Sequence[Figure]) -> dict[str, Any]:
+    value, interval = text_of(figure)
+    share, best = _standing(figure, column)
+    return {
+        "metric": figure.metric.name,
+        "value": value,
+        "range": interval,
+        "raw": repr(float(figure.estimate.value)),
+        "share": share,
+        "best": best,
+    }
+
+
+def _standing(figure: Figure, column: Sequence[Figure]) -> tuple[int, bool]:
+    """How strongly a cell is coloured (from the worst of its column to the best), and whether it is the best."""
+    better, mine = figure.metric.higher_is_better, float(figure.estimate.value)
+    known = [float(other.estimate.value) for other in column if other.estimate.value == other.estimate.value]
+    if better is None or mine != mine or max(known) == min(known):
+        return 0, False
+    share = (mine - min(known)) / (max(known) - min(known))
+    rivals = [float(other.estimate.value) for other in column if other.method not in FLOORS]
+    rivals = [value for value in rivals if value == value]
+    best = figure.method not in FLOORS and mine == (max(rivals) if better else min(rivals))
+    return round(_DEEPEST * (share if better else 1 - share)), best
+
+
+def _gallery(section: Section) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for folder in section.folders:
+        pictures = read_gallery(folder)
+        for method in dict.fromkeys(picture.method for picture in pictures):
+            shown = [_picture(folder, picture) for picture in pictures if picture.method == method]
+            yield method, shown
+
+
+def _picture(folder: Any, picture: Picture) -> dict[str, Any]:
+    content = (folder / "gallery" / picture.file).read_bytes()
+    return {
+        "best": picture.best,
+        "image": picture.image,
+        "value": f"{picture.value:.3g}",
+        "target": picture.target,
+        "probability": f"{picture.probability:.0%}",
+        "uri": f"data:image/png;base64,{base64.b64encode(content).decode()}",
+    }
+
+
+def _gallery_note(section: Section) -> str:
+    first = next((picture for folder in section.folders for picture in read_gallery(folder)), None)
+    if first is None:
+        return ""
+    return (
+        f"Per method, the images with the best and the worst “{first.metric}”, explained for the {first.explained} "
+        "class; below each its own figure, its name, the class and the class's probability."
+    )
+
+
+def _failures(section: Section) -> Iterator[dict[str, Any]]:
+    for reason, names in section.results.failures().items():
+        listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        yield {"reason": reason, "count": len(names), "names": listed}
+
+
+def _published(figures: Sequence[Figure]) -> Iterator[dict[str, str]]:
+    protocols = list(dict.fromkeys(figure.protocol for figure in figures))
+    here = {
+        (figure.method, figure.protocol, figure.metric.name): figure
+        for figure in reversed(figures)  # of several explained classes the first stands
+    }
+    for entry in published_for(protocols):
+        mine = here.get((entry.method, entry.protocol, entry.metric))
+        yield {
+            "method": entry.method,
+            "figure": f"{entry.protocol}: {entry.metric}",
+            "value": f"{entry.value:g}",
+            "here": text_of(mine)[0] if mine else "–",
+            "model": f"{entry.model}, {entry.data}",
+            "source": entry.source,
+            "checked": "verified" if entry.verified else "unverified",
+        }
+
+
+def _settings(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    yield "Model and data", [*_pairs(manifest["model"]), *_pairs(manifest["data"])]
+    yield (
+        "Methods",
+        [
+            (entry["name"], ", ".join([f"backward {entry['backward']}", *_options(entry["options"])]))
+            for entry in manifest["methods"]
+        ],
+    )
+    yield "Protocols", [(entry["name"], ", ".join(_options(entry["config"]))) for entry in manifest["protocols"]]
+    yield "Input", _pairs(manifest["transform"])
+    run = ("explained", "preset", "batch_size", "chunk", "part_size", "seed", "identity")
+    yield "Run", [(name, _text(manifest[name])) for name in run]
+    yield "Versions", _pairs(manifest["versions"])
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _text(value)) for name, value in values.items()]
+
+
+def _options(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {_text(value)}" for name, value in values.items()]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,7 +3,9 @@
 import csv
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from tokentm.datasets._photos import needs
@@ -17,6 +19,7 @@ _NO_TABLE: Final = (OSError, ValueError, KeyError, IndexError, TypeError, Attrib
 _NUMBER: Final = re.compile(r"_(\d{8})$")
 
 
+@cache
 def imagenet_synsets() -> tuple[str, ...]:
     """Return the ids in the order of every ImageNet classifier's logits, which is alphabetical."""
     from timm.data import ImageNetInfo
@@ -24,12 +27,13 @@ def imagenet_synsets() -> tuple[str, ...]:
     return tuple(ImageNetInfo().label_names())
 
 
+@cache
 def imagenet_names() -> Mapping[str, str]:
     """Return the words of each id, separated by commas: ``"tench, Tinca tinca"``."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
-    return {synset: info.label_name_to_description(synset) for synset in info.label_names()}
+    return MappingProxyType({synset: info.label_name_to_description(synset) for synset in info.label_names()})
 
 
 def is_synset(name: str) -> bool:

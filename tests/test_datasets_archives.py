@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import shutil
+import socket
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.data_files import BLUE, GREEN, RED, check_contract, colour, keys, refused
+from tests.support.data_files import BLUE, GREEN, RED, check_contract, colour, keys, refused, write_photo
 from tokentm.datasets import shapes_set
 from tokentm.datasets.cifar import open_cifar
 from tokentm.datasets.gtsegs import open_gtsegs
@@ -213,7 +215,13 @@ def test_bad_shapes() -> None:
 def library(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Any:
     found = pytest.importorskip("datasets")
     monkeypatch.setattr(found.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     return found
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("the network was used")
 
 
 def encoded(paint: tuple[int, int, int], size: tuple[int, int] = (3, 2)) -> bytes:
@@ -271,6 +279,19 @@ def test_parquet_files(library: Any, tmp_path: Path) -> None:
     assert data.class_names == ("cat", "dog")
 
 
+def test_pictures_beside_the_table(library: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_photo(tmp_path / "one" / "cat" / "a.png", colour=RED)
+    write_photo(tmp_path / "one" / "dog" / "b.png", colour=BLUE)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    data = open_huggingface(tmp_path / "one")
+    check_contract(data)
+    assert (data.class_names, data.labels()) == (("cat", "dog"), (0, 1))
+    assert [colour(data[index].photo) for index in range(2)] == [RED, BLUE]
+    assert data.fingerprint() == open_huggingface(tmp_path / "two").fingerprint()  # no path is part of it
+    assert not library.utils.are_progress_bars_disabled()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_damaged_picture_of_a_table_is_one_example(library: Any, tmp_path: Path) -> None:
     table(library, middle=b"no picture").save_to_disk(str(tmp_path / "saved"))
     data = open_huggingface(tmp_path / "saved")
@@ -325,14 +346,7 @@ def test_bad_tables(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_huggingface(tmp_path / "saved")
 
 
-def test_names_of_the_hub_are_looked_for_in_the_cache_only(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+def test_names_of_the_hub_are_looked_for_in_the_cache_only(library: Any) -> None:
     before = library.config.HF_HUB_OFFLINE
     with refused(DatasetError, r"'nobody/nothing' cannot be opened by the datasets library .*download=True fetches it"):
         open_dataset("hf-dataset:nobody/nothing@test")

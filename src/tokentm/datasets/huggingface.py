@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -167,13 +167,23 @@ def _load(library: Any, name: str, download: bool) -> Any:
     try:
         if local and _recognises(folder):
             return library.load_from_disk(str(folder))
-        if local or download:
+        with _quiet(library), nullcontext() if download else _offline(library):
             return library.load_dataset(str(folder) if local else name)
-        with _offline(library):
-            return library.load_dataset(name)
     except _FAULTS as error:
         reason = str(error).strip().partition("\n")[0].removesuffix(".")
         raise DatasetError(f"{name!r} cannot be opened by the datasets library ({reason}); {_SOURCE}.") from error
+
+
+@contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Keep the library's progress bars from the user's screen."""
+    shown = not library.utils.are_progress_bars_disabled()
+    library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            library.enable_progress_bars()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 __all__ = ["mutant"]
 
-_REGISTRATION = re.compile(r"^@method\(.*?^\)\n", re.MULTILINE | re.DOTALL)
+_REGISTRATION = re.compile(r"^@(?:method|protocol)\(.*?^\)\n", re.MULTILINE | re.DOTALL)
 
 
 @contextmanager

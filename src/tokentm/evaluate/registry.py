@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -84,6 +84,7 @@ class Metric:
     digits: int = 2
 
 
+@runtime_checkable
 class Measure(Protocol):
     """A protocol's own work: per-image values of every map in a batch, one mapping per entry of ``maps``."""
 

@@ -132,10 +132,11 @@ def fill(batch: Batch, kind: str) -> Float[Tensor, "b c y x"]:
 def _blurred(images: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
     # Edges are repeated: RISE pads with zeros, which tints the rim.
     half, channels = _BLUR_TAPS // 2, images.shape[1]
-    away = torch.arange(-half, half + 1, device=images.device, dtype=torch.float32)
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    away = torch.arange(-half, half + 1, device=images.device, dtype=wide.dtype)
     taps = torch.exp(-(away**2) / (2 * _BLUR_DEVIATION**2))
     taps = (taps / taps.sum()).expand(channels, 1, 1, -1)
-    padded = F.pad(images.float(), (half,) * 4, mode="replicate")
+    padded = F.pad(wide, (half,) * 4, mode="replicate")
     rows = F.conv2d(padded, taps, groups=channels)
     return F.conv2d(rows, taps.transpose(2, 3), groups=channels).to(images.dtype)
 

@@ -106,8 +106,8 @@ def segmentation(batch: Batch, maps: Sequence[Maps], config: SegmentationConfig)
 def _rows(
     pixels: Float[Tensor, "b y x"], mask: Bool[Tensor, "b n"], valid: Bool[Tensor, "b n"], config: SegmentationConfig
 ) -> Rows:
-    scaled = render.scale01(pixels).double().flatten(1)
-    cut = scaled.mean(1, keepdim=True) if config.threshold is None else config.threshold
+    scaled = render.scale01(pixels).flatten(1)
+    cut = scaled.double().mean(1, keepdim=True) if config.threshold is None else config.threshold
     columns = _counts(scaled > cut, mask, valid)
     columns["average_precision"] = _both_channels(scaled, mask, valid)
     hits = 2 * columns["tp"]
@@ -131,6 +131,7 @@ def _counts(
 def _both_channels(
     scaled: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"], valid: Bool[Tensor, "b n"]
 ) -> Float[Tensor, "b"]:
+    # In float32, as published: a score of one channel that equals one of the other is a tie by rounding.
     scores = torch.cat([1 - scaled, scaled], 1)
     truth = torch.cat([~mask & valid, mask & valid], 1)
     return average_precision(scores.masked_fill(~valid.repeat(1, 2), -torch.inf), truth)

@@ -16,13 +16,10 @@ import timm
 import torch
 
 import tokentm
+from _contenders import TEN
 
 LIMIT = 1.6
 ALONE = "tokentm"
-TEN = [
-    "tokentm", "gae", "rollout", "raw_attention", "gradcam", "gradcam_tokens", "attcat", "fullgrad_plus", "random",
-    "center",
-]  # fmt: skip
 
 
 def main() -> None:

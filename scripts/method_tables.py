@@ -23,7 +23,7 @@ from tokentm.datasets.shapes import Shapes
 from tokentm.files import write_atomically
 
 SEED = 20_01  # no series of scenes that the bundled model was trained or chosen on
-COSTLY = {"rise": 25, "tis": 25, "vit_cx": 25, "integrated_gradients": 50, "beyond_intuition_h": 50}
+COSTLY = {"rise": 5, "tis": 10, "vit_cx": 25, "integrated_gradients": 50, "beyond_intuition_h": 50}
 RULES = ("libra",)
 
 

@@ -54,6 +54,9 @@ def compare(
         blind = [name for name in chosen if not METHODS[name.split("/")[0]].class_specific]
         if targets is not None and blind:
             tell(f"Note: {', '.join(blind)}: blind to the class, so the map is the same for every target.", "yellow")
+        probing = [name for name in chosen if METHODS[name.split("/")[0]].probe]
+        if probing:
+            tell(f"Note: {', '.join(probing)}: tens to thousands of forward passes per photo and class.", "yellow")
         with err.status(f"Explaining {len(sources)} × {len(chosen)}…"):
             opened = [Source.read(path, name) for name, path in sources.items()]
             found = tokentm.compare(vision, opened, chosen, targets, batch_size=batch_size)

@@ -66,7 +66,7 @@ def estimate(metric: Metric, rows: Rows, resamples: int = 2000, seed: int = 0) -
         metric: What is measured.
         rows: Per-image columns; images with NaN in a column that the metric reads are left out and not drawn.
         resamples: Drawn data sets.
-        seed: Equal seeds, counts and rows give equal numbers on every machine.
+        seed: Equal seeds, counts and rows give equal numbers on every machine, but for rounding.
 
     Raises:
         InputError: No resamples.
@@ -159,7 +159,7 @@ def _known(metric: Metric, rows: Rows) -> Bool[np.ndarray, "b"]:
     return known
 
 
-def _take(rows: Rows, known: Bool[np.ndarray, "b"]) -> Rows:
+def _take(rows: Rows, known: Bool[np.ndarray, "b"]) -> Mapping[str, np.ndarray]:
     return {name: values[known] for name, values in rows.items()}
 
 

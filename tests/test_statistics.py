@@ -1,0 +1,185 @@
+"""Bootstrap intervals, paired differences and verdicts, against values that are known beforehand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from tests.support.mutants import mutant
+from tests.support.unchecked import unchecked
+from tokentm.errors import InputError
+from tokentm.evaluate.protocols._figures import mean_metric, ratio
+from tokentm.evaluate.registry import PROTOCOLS, Metric, Rows
+from tokentm.evaluate.statistics import Difference, Estimate, estimate, paired, verdict
+
+MEAN = mean_metric("score", lambda rows: rows["value"], True, "%", 1)
+
+
+def rows_of(values: object, **others: object) -> Rows:
+    return {"value": np.asarray(values, np.float64), **{k: np.asarray(v, np.float64) for k, v in others.items()}}
+
+
+def normal(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(50, 10, count)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+    values = normal(400)
+    found = estimate(MEAN, rows_of(values), resamples=4000)
+    error = values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+    assert found.count == 400
+
+
+def test_the_interval_of_a_share_is_binomial() -> None:
+    hits = np.repeat([100.0, 0.0], [30, 70])
+    found = estimate(MEAN, rows_of(hits), resamples=20_000)
+    assert found.low == pytest.approx(binom.ppf(0.025, 100, 0.3), abs=0.5)
+    assert found.high == pytest.approx(binom.ppf(0.975, 100, 0.3), abs=0.5)
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
+    inside = 0
+    for seed in range(200):
+        found = estimate(MEAN, rows_of(normal(80, seed)), resamples=300, seed=seed)
+        inside += found.low < 50 < found.high
+    assert 180 <= inside <= 198
+
+
+def test_figures_of_sums_are_resampled_by_image() -> None:
+    # mIoU is a ratio of sums: a plain loop over resamples, drawn as the library draws them, gives the same interval.
+    rng = np.random.default_rng(3)
+    rows = {name: rng.integers(1, 100, 12).astype(np.float64) for name in ("tp", "fp", "fn", "tn")}
+    metric = PROTOCOLS["segmentation"].metrics(PROTOCOLS["segmentation"].config())[1]
+    figures = []
+    draws = np.random.default_rng(7).integers(0, 12, (500, 12))
+    for drawn in draws:
+        tp, fp, fn, tn = (float(sum(rows[name][at] for at in drawn)) for name in ("tp", "fp", "fn", "tn"))
+        figures.append(50 * (tp / (tp + fp + fn) + tn / (tn + fp + fn)))
+    found = estimate(metric, rows, resamples=500, seed=7)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(figures, [0.025, 0.975])), rel=1e-12)
+
+
+def test_equal_seeds_give_equal_numbers_and_nothing_else_is_touched() -> None:
+    rows = rows_of(normal(50))
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert estimate(MEAN, rows, seed=1) == estimate(MEAN, rows, seed=1)
+    assert estimate(MEAN, rows, seed=1) != estimate(MEAN, rows, seed=2)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_resamples_come_in_portions_that_do_not_show() -> None:
+    rows = rows_of(normal(50))
+    whole = estimate(MEAN, rows)
+    with mutant("tokentm.evaluate.statistics", "max(1, _AT_ONCE // count)", "3"):
+        found = estimate(MEAN, rows)
+    assert (found.low, found.high) == pytest.approx((whole.low, whole.high), rel=1e-12)
+
+
+def test_images_without_a_value_are_left_out() -> None:
+    values = normal(60)
+    with_gaps = np.insert(values, [0, 10, 60], np.nan)
+    assert estimate(MEAN, rows_of(with_gaps)) == estimate(MEAN, rows_of(values))
+    # What the metric does not read may be missing.
+    other = np.full(63, np.nan)
+    assert estimate(MEAN, rows_of(with_gaps, other=other)).count == 60
+
+
+@pytest.mark.parametrize("values", [[], [math.nan, math.nan]])
+def test_without_images_nothing_is_known(values: list[float]) -> None:
+    found = estimate(MEAN, rows_of(values))
+    assert found.count == 0
+    assert all(math.isnan(number) for number in (found.value, found.low, found.high))
+
+
+def test_one_image_has_a_figure_and_no_interval() -> None:
+    found = estimate(MEAN, rows_of([3.0, math.nan]))
+    assert (found.value, found.count) == (3.0, 1)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_a_figure_that_some_resamples_do_not_have() -> None:
+    metric = Metric("share", lambda rows, w: ratio(w @ rows["over"], w @ rows["under"]), True)
+    found = estimate(metric, rows_of([0.0] * 3, over=[1, 0, 0], under=[2, 0, 0]))
+    assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_pairing_takes_away_what_images_have_in_common() -> None:
+    common = 20 * normal(200)
+    noise = np.random.default_rng(1).normal(0, 2, 200)
+    one, other = rows_of(common + 3 + noise), rows_of(common)
+    found = paired(MEAN, one, other)
+    assert found.value == pytest.approx(3 + noise.mean())
+    assert found.half_width == pytest.approx(1.96 * noise.std() / math.sqrt(200), rel=0.1)
+    assert found.decided
+    alone = estimate(MEAN, one)
+    assert (alone.high - alone.low) / 2 > 50 * found.half_width
+    back = paired(MEAN, other, one)
+    assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+
+
+def test_only_images_that_both_have_are_compared() -> None:
+    found = paired(MEAN, rows_of([1, math.nan, 5, 7]), rows_of([0, 100, math.nan, 2]))
+    assert (found.value, found.count) == (3.0, 2)
+
+
+def test_different_numbers_of_images_are_refused() -> None:
+    with unchecked(), pytest.raises(InputError, match="Got 2 images of one method and 3 of the other"):
+        paired(MEAN, rows_of([1, 2]), rows_of([1, 2, 3]))
+
+
+def test_no_resamples_are_refused() -> None:
+    with pytest.raises(InputError, match="resamples=0 is too small"):
+        estimate(MEAN, rows_of([1, 2]), resamples=0)
+
+
+LOWER = mean_metric("deletion", lambda rows: rows["value"], False, "", 2)
+NEITHER = mean_metric("mask share", lambda rows: rows["value"], None, "%", 1)
+CLEAR, UNCLEAR = Difference(3.14, 0.62, 2.5, 3.8, 100), Difference(-0.2, 0.6, -0.8, 0.4, 100)
+
+
+@pytest.mark.parametrize(
+    ("metric", "difference", "said"),
+    [
+        (MEAN, CLEAR, "TokenTM/libra beats GAE on score by 3.1 ± 0.6"),
+        (MEAN, Difference(-3.14, 0.62, -3.8, -2.5, 100), "GAE beats TokenTM/libra on score by 3.1 ± 0.6"),
+        (LOWER, CLEAR, "GAE beats TokenTM/libra on deletion by 3.14 ± 0.62"),
+        (NEITHER, CLEAR, "TokenTM/libra is above GAE on mask share by 3.1 ± 0.6"),
+        (
+            MEAN, UNCLEAR,
+            "TokenTM/libra and GAE cannot be told apart on score (difference -0.2 ± 0.6, 100 images)",
+        ),
+        (
+            MEAN, Difference(1.0, math.nan, math.nan, math.nan, 1),
+            "TokenTM/libra and GAE cannot be compared on score: 1 image",
+        ),
+    ],
+)  # fmt: skip
+def test_verdicts(metric: Metric, difference: Difference, said: str) -> None:
+    assert verdict(metric, "TokenTM/libra", "GAE", difference) == said
+
+
+def test_equal_methods_cannot_be_told_apart() -> None:
+    rows = rows_of(normal(30))
+    assert "cannot be told apart" in verdict(MEAN, "a", "b", paired(MEAN, rows, rows))
+
+
+MUTANTS = {
+    "images are drawn once each": ("rng.integers(0, count, (rows, count))", "np.arange(count)[None].repeat(rows, 0)"),
+    "a 90 % interval": ("np.quantile(found, _LEVEL)", "np.quantile(found, (0.05, 0.95))"),
+    "one seed for all": ("np.random.default_rng(seed)", "np.random.default_rng(0)"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTANTS.values(), ids=MUTANTS)
+def test_mutants_go_red(mutation: tuple[str, str]) -> None:
+    rows = rows_of(normal(100))
+    right = estimate(MEAN, rows, seed=5)
+    with mutant("tokentm.evaluate.statistics", *mutation):
+        wrong = estimate(MEAN, rows, seed=5)
+    assert isinstance(wrong, Estimate)
+    assert (wrong.low, wrong.high) != (right.low, right.high)

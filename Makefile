@@ -7,21 +7,21 @@ STAMP := .venv/.installed
 
 help:
 	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
-	@echo "make evaluate     measure a dozen methods on 500 scenes, write out/evaluate-shapes/report.html"
+	@echo "make evaluate     measure eight methods on 500 scenes, write out/evaluate-shapes/report.html"
 	@echo "make test         run the tests"
 	@echo "make check        lint, types, tests: what CI runs"
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make train-shapes train the bundled model again (up to an hour on two cores)"
-	@echo "make bench        measure memory side by side"
+	@echo "make bench        measure memory and cost side by side"
 	@echo "make clean        remove everything that these targets made"
 
 demo: $(STAMP)
 	$(BIN)/tokentm demo --out tokentm-demo.png
 
 evaluate: $(STAMP)
-	$(BIN)/tokentm evaluate shapes:500 --model shapes --protocols perturbation,segmentation --batch-size 32 \
-	  --methods tokentm,tokentm/libra,gae,gae/libra,rollout,raw_attention,gradcam,attcat,attcat/libra,legrad,transformer_attribution,random,center \
-	  --out out/evaluate-shapes
+	$(BIN)/tokentm evaluate shapes:500 --limit 500 --model shapes --protocols perturbation,segmentation \
+	  --methods tokentm,tokentm/libra,gae,rollout,raw_attention,attcat/libra,random,center \
+	  --batch-size 32 --out out/evaluate-shapes
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -47,6 +47,7 @@ train-shapes: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/compare_cost.py
 
 # uv where the machine has it, because it is many times faster; else venv and pip.
 $(STAMP): pyproject.toml constraints.txt

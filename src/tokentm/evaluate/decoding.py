@@ -106,7 +106,7 @@ def _has_fixed_size(transform: ImageTransform) -> bool:
     return transform.crop is not None or (isinstance(transform.resize, tuple) and transform.fit == "stretch")
 
 
-def seen_mask(mask: Bool[np.ndarray, "y x"], transform: ImageTransform, size: tuple[int, int]) -> Bool[Tensor, "y x"]:
+def seen_mask(mask: Bool[np.ndarray, "py px"], transform: ImageTransform, size: tuple[int, int]) -> Bool[Tensor, "y x"]:
     """Bring a mask of the photo to the pixels of the input: the nearest pixel, false outside the photo.
 
     Args:

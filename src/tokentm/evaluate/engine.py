@@ -1,7 +1,7 @@
 """What computes the parts of a run; where, and how many at once, is the engine's own affair."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -13,6 +13,7 @@ Tick = Callable[[int], None]
 """Told how many more images are done."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs a worker over parts."""
 

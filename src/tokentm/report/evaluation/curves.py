@@ -107,7 +107,8 @@ def _shown(rows: Any) -> list[str]:
 
 
 def _kind(name: str) -> int:
-    return 0 if name.endswith("hit") else 1
+    """Accuracies before probabilities, and of each the most relevant parts first."""
+    return 2 * (not name.endswith("hit")) + (not name.startswith(("positive", "mif", "insertion", "salience")))
 
 
 def _title(name: str) -> str:

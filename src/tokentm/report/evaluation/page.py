@@ -187,12 +187,15 @@ def _published(figures: Sequence[Figure]) -> Iterator[dict[str, str]]:
         (figure.method, figure.protocol, figure.metric.name): figure
         for figure in reversed(figures)  # of several explained classes the first stands
     }
+    methods = {figure.method for figure in figures}
     for entry in published_for(protocols):
+        if entry.method not in methods:
+            continue
         mine = here.get((entry.method, entry.protocol, entry.metric))
         yield {
             "method": entry.method,
             "figure": f"{entry.protocol}: {entry.metric}",
-            "value": f"{entry.value:g}",
+            "value": f"{entry.value:.3f}" if abs(entry.value) < 1 else f"{entry.value:.2f}",
             "here": text_of(mine)[0] if mine else "–",
             "model": f"{entry.model}, {entry.data}",
             "source": entry.source,

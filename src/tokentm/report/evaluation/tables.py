@@ -43,11 +43,12 @@ def summary(tables: Iterable[tuple[Section, str, Sequence[Figure]]]) -> str:
 
 
 def text_of(figure: Figure) -> tuple[str, str]:
-    """Return a figure and its interval as they are printed: ``("54.16", "53.90 – 54.41")``."""
+    """Return a figure and its interval as they are printed: ``("54.16", "53.90 to 54.41")``."""
     digits, found = figure.metric.digits, figure.estimate
     if found.value != found.value:
         return "–", ""
-    return f"{found.value:.{digits}f}", f"{found.low:.{digits}f} – {found.high:.{digits}f}"
+    value, low, high = (f"{number:.{digits}f}".replace("-", "−") for number in (found.value, found.low, found.high))
+    return value, f"{low} to {high}" if found.low == found.low else ""
 
 
 def latex(tables: Iterable[tuple[Section, str, Sequence[Figure]]]) -> str:
@@ -96,10 +97,10 @@ def _head(figure: Figure) -> str:
 
 def _cell(figure: Figure) -> str:
     value, interval = text_of(figure)
+    value = value.replace("−", "$-$").replace("–", "--")
     if not interval:
-        return "--"
-    value, interval = value.replace("-", "$-$"), interval.replace("-", "$-$").replace(" – ", ", ")
-    return rf"{value} {{\scriptsize [{interval}]}}"
+        return value
+    return rf"{value} {{\scriptsize [{interval.replace('−', '$-$').replace(' to ', ', ')}]}}"
 
 
 def _escape(text: str) -> str:

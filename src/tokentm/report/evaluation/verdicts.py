@@ -14,24 +14,27 @@ _METRICS: Final = 3  # of each protocol; the tables have them all
 _RESAMPLES: Final = 1000
 
 
-def verdicts(results: Results, figures: tuple[Figure, ...], only_correct: bool) -> list[str]:
-    """Return, per protocol and figure, the best method beside the next one, and who does not beat the floors.
+def verdicts(results: Results, figures: tuple[Figure, ...], only_correct: bool) -> list[tuple[str, list[str]]]:
+    """Return, per protocol and class, the best method beside the next one, and who does not beat the floors.
 
     Args:
         results: Of the run.
         figures: Of the main table.
         only_correct: Whether that table leaves out misclassified images.
     """
-    sentences = []
+    said = []
     for protocol, metrics in results.metrics.items():
         judged = [metric for metric in metrics if metric.higher_is_better is not None][:_METRICS]
         for explained in results.explained:
-            where = f"{protocol}, {explained} class: " if len(results.explained) > 1 else f"{protocol}: "
+            heading = f"{protocol}, {explained} class" if len(results.explained) > 1 else protocol
+            sentences = []
             for metric in judged:
                 ranked = _ranked(figures, protocol, explained, metric)
-                said = _said(results, protocol, explained, metric, ranked, only_correct)
-                sentences += [f"{where}{sentence}." for sentence in said]
-    return sentences
+                found = _said(results, protocol, explained, metric, ranked, only_correct)
+                sentences += [f"{sentence}." for sentence in found]
+            if sentences:
+                said.append((heading, sentences))
+    return said
 
 
 def _ranked(figures: tuple[Figure, ...], protocol: str, explained: str, metric: Metric) -> list[str]:

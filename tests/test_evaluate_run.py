@@ -1,0 +1,386 @@
+"""Runs on scenes: what the rows hold, that interruptions leave no trace, that a fault costs one image or sentence."""
+
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import tokentm
+from tests.support.scenes import METHODS, Scenes, contents, worker
+from tests.support.sentences import assert_one_sentence
+from tokentm.errors import InputError, OutputError, TokentmError
+from tokentm.evaluate import store as store_module
+from tokentm.evaluate.decoding import seen_mask
+from tokentm.evaluate.local import LocalEngine
+from tokentm.evaluate.registry import PROTOCOLS, Batch, Maps, Metric, ProtocolKind
+from tokentm.evaluate.results import Results
+from tokentm.evaluate.runner import execute, prepare
+from tokentm.evaluate.spec import differences
+from tokentm.evaluate.store import RESULTS, locked
+from tokentm.evaluate.worker import Worker
+from tokentm.models import ImageTransform
+
+TEN = Scenes(10)
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return execute(worker(TEN, explained="both"), tmp_path_factory.mktemp("ten") / "run")
+
+
+def rows_of(results: Results) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(results.folder / RESULTS).to_pylist()
+    return found
+
+
+def figures(results: Results) -> list[tuple[str, str, str, str]]:
+    return [(one.method, one.explained, one.metric.name, repr(one.estimate)) for one in results.table(resamples=50)]
+
+
+# --- what the rows hold ---------------------------------------------------------------------------------------------
+
+
+def test_one_row_per_image_class_and_method_in_order(ten: Results) -> None:
+    keys = [(row["index"], row["explained"], row["method"]) for row in rows_of(ten)]
+    assert keys == [(i, kind, name) for i in range(10) for kind in ("predicted", "target") for name in METHODS]
+    assert [row["name"] for row in rows_of(ten)[::6]] == [TEN.key(index) for index in range(10)]
+
+
+def test_rows_hold_what_explain_says(ten: Results) -> None:
+    photos = [TEN[index].photo for index in range(10)]
+    labels = [TEN[index].label for index in range(10)]
+    for kind, target in (("predicted", None), ("target", labels)):
+        for name in METHODS:
+            expected = tokentm.explain("shapes", photos, target, name)
+            for image in range(10):
+                row = rows_of(ten)[image * 6 + 3 * (kind == "target") + METHODS.index(name)]
+                grid = torch.tensor(row["relevance"]).view(row["grid_y"], row["grid_x"])
+                torch.testing.assert_close(grid, expected.relevance[image], rtol=1e-3, atol=1e-6)
+                assert row["target"] == int(expected.target[image])
+                assert row["probability"] == pytest.approx(float(expected.probability[image]), rel=1e-4)
+                assert row["label"] == labels[image]
+                assert row["predicted"] == int(expected.logits[image].argmax())
+
+
+def test_the_public_function_is_the_package_and_gives_the_same(ten: Results, tmp_path: Path) -> None:
+    found = tokentm.evaluate("shapes", TEN, METHODS, ["segmentation"], explained="both", out=tmp_path, batch_size=4)
+    assert figures(found) == figures(ten)
+    assert callable(tokentm.evaluate)
+    assert tokentm.evaluate is sys.modules["tokentm.evaluate"]
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, tokentm; tokentm.evaluate; print({'torch', 'pyarrow', 'jinja2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_only_correct_is_a_filter_and_the_figure_that_of_the_rows_left(ten: Results) -> None:
+    right = [row for row in rows_of(ten) if row["method"] == "gae" and row["explained"] == "predicted"]
+    right = [row for row in right if row["label"] == row["predicted"]]
+    assert 0 < len(right) < 10, "the scenes must hold both for this test to say anything"
+    table = {(one.method, one.explained, one.metric.name): one.estimate for one in ten.table(only_correct=True)}
+    expected = 100 * np.mean([row["segmentation.pointing"] for row in right])
+    found = table["gae", "predicted", "pointing game"]
+    assert found.value == pytest.approx(expected)
+    assert found.count == len(right)
+    assert ten.accuracy == pytest.approx(len(right) / 10)
+
+
+def test_figures_do_not_depend_on_workers_or_on_who_reads(tmp_path: Path) -> None:
+    here = execute(worker(Scenes(6)), tmp_path / "here")
+    there = execute(worker(Scenes(6)), tmp_path / "there", engine=LocalEngine(workers=1))
+    assert contents(here.folder) == contents(there.folder)
+
+
+# --- masks follow the photo -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (96, 96), (200, 97)])
+def test_a_stretched_mask_is_resized_to_the_nearest(size: tuple[int, int]) -> None:
+    mask = np.random.default_rng(0).random(size[::-1]) < 0.4
+    expected = np.array(Image.fromarray(mask).resize((24, 16), Image.Resampling.NEAREST))
+    found = seen_mask(mask, ImageTransform(resize=(16, 24)), (16, 24))
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(50, 40), (40, 50), (64, 64)])
+def test_a_cropped_mask_lies_where_the_photo_lies(size: tuple[int, int]) -> None:
+    transform = ImageTransform(resize=32, crop=(24, 24), interpolation="nearest", mean=(0.0,) * 3, std=(1.0,) * 3)
+    mask = np.random.default_rng(1).random(size[::-1]) < 0.5
+    photo = Image.fromarray(np.repeat(mask[..., None], 3, 2).astype(np.uint8) * 255)
+    np.testing.assert_array_equal(seen_mask(mask, transform, (24, 24)).numpy(), transform(photo)[0].numpy() > 0.5)
+
+
+def test_pixels_outside_the_photo_are_not_valid() -> None:
+    transform = ImageTransform(resize=None, crop=(100, 100))
+    read = replace(worker(Scenes(1)), spec=replace(worker(Scenes(1)).spec, transform=transform)).decoder([0])[0]
+    assert read.valid is not None
+    assert int(read.valid.sum()) == 96 * 96
+    assert not read.valid[0, 0].any()
+
+
+# --- interruptions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """An engine that is interrupted after some images."""
+
+    after: int
+
+    def run(self, work: Worker, parts: Sequence[int], tick: Any) -> Iterator[Any]:
+        left = self.after
+
+        def counting(images: int) -> None:
+            nonlocal left
+            tick(images)
+            left -= images
+            if images and left <= 0:
+                raise KeyboardInterrupt
+
+        yield from LocalEngine().run(work, parts, counting)
+
+
+@pytest.mark.parametrize("after", [1, 5, 9])
+def test_an_interrupted_run_ends_with_the_same_bytes(after: int, tmp_path: Path) -> None:
+    work = worker(TEN, batch_size=2)
+    whole = execute(work, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        execute(work, tmp_path / "run", engine=Stopping(after))
+    assert not (tmp_path / "run" / RESULTS).exists()
+    told: list[tuple[int, int]] = []
+    execute(work, tmp_path / "run", lambda done, total: told.append((done, total)))
+    assert contents(tmp_path / "run") == contents(whole.folder)
+    assert told[0] == (4 * ((after - 1) // 4), 10), "what was done before is not done again"
+    assert told[-1] == (10, 10)
+
+
+def test_a_finished_run_is_not_computed_again(tmp_path: Path) -> None:
+    work = worker(Scenes(4))
+    first = execute(work, tmp_path)
+    before = contents(tmp_path)
+    told: list[tuple[int, int]] = []
+    again = execute(work, tmp_path, lambda *counts: told.append(counts))
+    assert figures(again) == figures(first)
+    assert told == [(4, 4)]
+    assert contents(tmp_path) == before
+
+
+def test_a_part_that_cannot_be_read_is_computed_again(tmp_path: Path) -> None:
+    work = worker(Scenes(8))
+    execute(work, tmp_path)
+    before = contents(tmp_path)
+    part = tmp_path / "parts" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    (tmp_path / "parts" / ".tokentm-0123.parquet").write_bytes(b"left by a kill")
+    execute(work, tmp_path)
+    assert contents(tmp_path) == before
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "batch_size": {"batch_size": 2},
+    "seed": {"seed": 1},
+    "methods": {"methods": ("gae", "rollout")},
+    "methods.random.options.seed": {"methods": ("gae", "random"), "seed": 3},
+    "explained": {"explained": "target"},
+    "images": {"limit": 3},
+    "protocols": {"protocols": ("segmentation", "saco")},
+    "preset": {"preset": "chefer-2021"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_option_is_another_run_and_told(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    execute(worker(Scenes(4)), folder)
+    before = contents(folder)
+    changed = CHANGES[name]
+    with pytest.raises(InputError) as caught:
+        execute(worker(Scenes(4), **changed), folder)
+    assert_one_sentence(caught.value)
+    assert name.split(".")[0] in str(caught.value)
+    assert contents(folder) == before
+
+
+def test_other_weights_or_data_are_another_run(tmp_path: Path) -> None:
+    work = worker(Scenes(4))
+    execute(work, tmp_path)
+    other = tokentm.load_model("shapes")
+    with torch.no_grad():
+        next(other.module.parameters()).flatten()[0] += 1e-3
+    changed = prepare(other, Scenes(4), METHODS, ("segmentation",), batch_size=4)
+    with pytest.raises(InputError, match=r"model\.weights"):
+        execute(replace(changed, spec=replace(changed.spec, part_size=4)), tmp_path)
+    with pytest.raises(InputError, match=r"data\.fingerprint"):
+        execute(worker(Scenes(4, damaged=(1,))), tmp_path)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"thesis\.tex") as caught:
+        execute(worker(Scenes(4)), tmp_path)
+    assert_one_sentence(caught.value)
+
+
+def test_differences_name_both_values() -> None:
+    mine, other = {"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 2]}
+    assert differences(mine, other) == ["a.b (1, there 2)"]
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(InputError, match="Another process") as caught:
+        execute(worker(Scenes(4)), tmp_path)
+    assert_one_sentence(caught.value)
+
+
+def test_a_full_disk_costs_one_part_and_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = worker(TEN)
+    whole = execute(work, tmp_path / "whole")
+    writer, written = pq.ParquetWriter, []
+
+    def full(path: Any, *args: Any, **kwargs: Any) -> Any:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return writer(path, *args, **kwargs)
+
+    monkeypatch.setattr(store_module.pq, "ParquetWriter", full)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        execute(work, tmp_path / "run")
+    assert_one_sentence(caught.value)
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "run" / "parts").iterdir()) == ["part-00000.parquet"]
+    execute(work, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(whole.folder)
+
+
+# --- images that fail -----------------------------------------------------------------------------------------------
+
+
+def test_damaged_images_are_rows_with_a_reason_and_others_do_not_notice(tmp_path: Path) -> None:
+    spoilt = execute(worker(Scenes(10, damaged=(4, 7), misfitting=(5,)), batch_size=1), tmp_path / "spoilt")
+    whole = execute(worker(TEN, batch_size=1), tmp_path / "whole")
+    failed = {row["index"]: row["failure"] for row in rows_of(spoilt) if row["failure"]}
+    assert set(failed) == {4, 5, 7}
+    assert "damaged" in failed[4]
+    assert "7 × 5" in failed[5]
+    assert len(rows_of(spoilt)) == 30
+    good = [row for row in rows_of(spoilt) if row["index"] not in failed]
+    assert good == [row for row in rows_of(whole) if row["index"] not in failed]
+    assert sum(len(names) for names in spoilt.failures().values()) == 3
+
+
+def test_a_batch_of_nothing_but_damaged_images(tmp_path: Path) -> None:
+    results = execute(worker(Scenes(8, damaged=(0, 1, 2, 3))), tmp_path)
+    assert results.table(resamples=50)[0].estimate.count == 4
+    assert len(results) == 8
+
+
+def test_an_image_without_label_fails_only_where_its_label_is_explained(tmp_path: Path) -> None:
+    results = execute(worker(Scenes(4, unlabelled=(2,)), explained="both"), tmp_path)
+    failed = [(row["index"], row["explained"]) for row in rows_of(results) if row["failure"]]
+    assert failed == [(2, "target")] * 3
+    assert int(results.labelled.sum()) == 3
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """Nothing to set."""
+
+
+def _picky(batch: Batch, maps: Sequence[Maps], config: Any) -> list[Any]:  # noqa: ARG001
+    for found in maps:
+        if found.request.name == "gae" and "scene-002" in batch.names:
+            raise InputError("this one I do not like")
+    return [{"size": found.relevance.sum((1, 2)).double().cpu().numpy()} for found in maps]
+
+
+def test_a_protocol_that_refuses_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = Metric("size", lambda rows, weights: weights @ np.nan_to_num(rows["size"]), True)
+    kind = ProtocolKind("picky", _picky, NoConfig, lambda _: (metric,), "", "")
+    monkeypatch.setitem(PROTOCOLS._discover(), "picky", kind)
+    results = execute(worker(Scenes(4), protocols=("picky", "segmentation")), tmp_path)
+    failed = [(row["index"], row["method"], row["failure"]) for row in rows_of(results) if row["failure"]]
+    assert failed == [(2, "gae", "picky: this one I do not like")]
+    assert [np.isnan(row["picky.size"] or np.nan) for row in rows_of(results)].count(True) == 1
+    assert results.failures() == {"gae: picky: this one I do not like": ("scene-002",)}
+
+
+def test_a_map_that_is_not_finite_costs_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokentm.evaluate import worker as worker_module
+
+    run = worker_module.run
+
+    def spoilt(model: Any, images: Any, target: Any, requests: Any) -> Any:
+        answers = run(model, images, target, requests)
+        for request, answer in zip(requests, answers, strict=True):
+            if request.name == "center":
+                answer.relevance[0, 0, 0, 0] = float("nan")
+        return answers
+
+    monkeypatch.setattr(worker_module, "run", spoilt)
+    results = execute(worker(Scenes(2)), tmp_path)
+    failed = [(row["index"], row["method"]) for row in rows_of(results) if row["failure"]]
+    assert failed == [(0, "center"), (1, "center")]
+    assert "NaN" in next(iter(results.failures()))
+
+
+# --- what is refused before any image is read -----------------------------------------------------------------------
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "empty": {"dataset": Scenes(0)},
+    "labels that do not match": {
+        "dataset": Scenes(4, class_names=tuple("abcdefgh")), "protocols": ("perturbation",),
+    },
+    "no masks": {"dataset": Scenes(4, has_masks=False), "protocols": ("segmentation",)},
+    "no labels to explain": {"dataset": Scenes(4, has_labels=False), "explained": "target"},
+    "unknown class to explain": {"explained": "everything"},
+    "no methods": {"methods": ()},
+    "no protocols": {"protocols": ()},
+    "unknown protocol": {"protocols": ("perturbatoin",)},
+    "unknown preset": {"preset": "chefer"},
+    "batch": {"batch_size": 0},
+    "limit": {"limit": 0},
+    "config of another protocol": {"protocols": {"segmentation": NoConfig()}},
+    "no fixed size": {"transform": ImageTransform(resize=64)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_used_is_told_in_one_sentence(name: str) -> None:
+    given = {"dataset": Scenes(4), "methods": METHODS, "protocols": ("segmentation",), **REFUSED[name]}
+    with pytest.raises(TokentmError) as caught:
+        prepare("shapes", **given)
+    assert_one_sentence(caught.value)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+_PEAK = """
+import resource, sys
+from pathlib import Path
+from tests.support.scenes import Scenes, worker
+from tokentm.evaluate.runner import execute
+execute(worker(Scenes(int(sys.argv[1])), part_size=16, batch_size=16), Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    peaks = []
+    for images in (64, 768):
+        arguments = [sys.executable, "-c", _PEAK, str(images), str(tmp_path / str(images))]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 40, f"MiB at 64 and at 768 images: {peaks}"

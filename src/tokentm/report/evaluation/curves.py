@@ -199,6 +199,7 @@ def _inline(document: str) -> str:
     """The drawing itself without the file's head, in the colours and the font of the page."""
     svg = document[document.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="(?![^"]*--)[^"]*"', "<g", svg)  # "axes_1" and the like are in every drawing; ids are ours
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1; font-family: system-ui, sans-serif", svg)
     return re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1

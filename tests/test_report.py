@@ -1,0 +1,213 @@
+"""The report says what the numbers say: the page as a browser shows it, the CSV and the LaTeX table."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.scenes import Scenes, worker
+from tokentm.errors import InputError
+from tokentm.evaluate.gallery import per_image, read_gallery
+from tokentm.evaluate.registry import Metric
+from tokentm.evaluate.results import Figure, Results
+from tokentm.evaluate.runner import execute
+from tokentm.evaluate.statistics import Estimate
+from tokentm.methods import METHODS
+from tokentm.report.evaluation import write_report
+from tokentm.report.evaluation.page import _standing
+from tokentm.report.evaluation.published import PUBLISHED
+from tokentm.report.evaluation.section import FLOORS, sections
+from tokentm.report.evaluation.tables import latex, text_of
+from tokentm.session import Request
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    work = worker(
+        Scenes(8, damaged=(5,)), 8, 8, methods=("gae", "rollout", "random", "center"),
+        protocols=("perturbation", "segmentation"), explained="both",
+    )  # fmt: skip
+    return execute(work, tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(results: Results) -> Path:
+    return write_report([results], results.folder, only_correct=True, against="published", title="<b>Mine & yours</b>")
+
+
+class Cells(HTMLParser):
+    """Every cell of the tables of figures: what it belongs to, and its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[tuple[str, ...], float] = {}
+        self._table: dict[str, Any] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "table" and given.get("class") == "figures":
+            self._table = given
+        elif tag == "td" and "data-metric" in given:
+            where = [self._table[f"data-{name}"] for name in ("images", "explained", "protocol")]
+            self.found[(*where, given["data-method"], given["data-metric"])] = float(given["data-value"] or "nan")
+
+
+def from_csv(folder: Path) -> dict[tuple[str, ...], float]:
+    with (folder / "summary.csv").open(newline="") as file:
+        names = ("images", "explained", "protocol", "method", "metric")
+        return {tuple(row[name] for name in names): float(row["value"]) for row in csv.DictReader(file)}
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_numbers_of_the_csv_and_of_the_run(page: Path, results: Results) -> None:
+    cells = Cells()
+    cells.feed(page.read_text())
+    table = from_csv(page.parent)
+    assert cells.found.keys() == table.keys()
+    assert len(table) == sum(len(results.table(only, resamples=1)) for only in (True, False))
+    np.testing.assert_array_equal(list(cells.found.values()), [table[key] for key in cells.found])
+    for figure in results.table(resamples=1):
+        key = ("all", figure.explained, figure.protocol, figure.method, figure.metric.name)
+        np.testing.assert_equal(table[key], figure.estimate.value)
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text) == []
+    assert "@import" not in text
+    assert "<b>Mine" not in text
+    assert "&lt;b&gt;Mine &amp; yours" in text
+    assert text.count("<svg") == text.count("</svg>") > 8
+
+
+def test_the_page_tells_failures_floors_settings_and_published_figures(page: Path) -> None:
+    text = page.read_text()
+    assert "scene-005 is damaged" in text
+    assert text.count('class="floor"') == 2 * text.count('<table class="figures"')
+    assert "misclassified ones are left out" in text
+    for shown in ("batch_size", "fingerprint", "fractions = 0.0, 0.1", "torch", "unverified", "53.10"):
+        assert shown in text
+
+
+def test_the_same_run_gives_the_same_files(page: Path, results: Results, tmp_path: Path) -> None:
+    again = write_report([results], tmp_path, only_correct=True, against="published", title="<b>Mine & yours</b>")
+    for name in ("report.html", "summary.csv", "table.tex"):
+        assert (again.parent / name).read_bytes() == (page.parent / name).read_bytes()
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome is installed")
+def test_a_browser_opens_it_sorts_its_tables_and_hides_its_curves(page: Path, tmp_path: Path) -> None:
+    probe = """
+    <script>
+    const wrong = []; addEventListener("error", event => wrong.push(event.message));
+    addEventListener("load", () => {
+      const table = document.querySelector("table.figures"), head = table.tHead.rows[0].cells[1];
+      const column = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[1].dataset.value));
+      head.querySelector("button").click(); const first = column();
+      head.querySelector("button").click(); const second = column();
+      const box = document.querySelector("input[data-curve]"); box.click();
+      const lines = [...document.querySelectorAll(`g[id^="${box.dataset.curve}--"]`)];
+      const ids = [...document.querySelectorAll("[id]")].map(element => element.id);
+      document.title = JSON.stringify({
+        first, second, hidden: lines.length && lines.every(line => line.style.display === "none"), wrong,
+        twice: ids.filter((id, at) => ids.indexOf(id) !== at), loaded: [...document.images].every(i => i.naturalWidth),
+        wide: document.documentElement.scrollWidth - innerWidth,
+      });
+    });
+    </script>
+    """
+    opened = tmp_path / "page.html"
+    opened.write_text(page.read_text().replace("</head>", f"{probe}</head>").replace('loading="lazy"', ""))
+    done = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=400,800", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", opened.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    seen = json.loads(title[1].replace("&quot;", '"'))
+    assert seen["first"] == sorted(seen["first"]), "AUC positive: lower is better, so the lowest comes first"
+    assert seen["second"] == sorted(seen["first"], reverse=True)
+    assert seen["hidden"]
+    assert seen["loaded"]
+    assert seen["wrong"] == []
+    assert seen["twice"] == []
+    assert seen["wide"] <= 0, "tables scroll in their frame, the page does not"
+
+
+# --- its parts ------------------------------------------------------------------------------------------------------
+
+
+def figure(method: str, value: float, better: bool | None = True) -> Figure:
+    metric = Metric("50 % of_it", lambda rows, weights: weights.sum(1), better)  # noqa: ARG005
+    return Figure(method, "predicted", "perturbation", metric, Estimate(value, value - 1, value + 1, 4))
+
+
+def test_the_best_is_no_floor_and_colours_run_from_worst_to_best() -> None:
+    column = [figure("gae", 2.0), figure("rollout", 1.0), figure("center", 3.0)]
+    assert [_standing(one, column) for one in column] == [(22, True), (0, False), (45, False)]
+    lower = [figure("gae", 2.0, False), figure("rollout", 1.0, False)]
+    assert [_standing(one, lower) for one in lower] == [(0, False), (45, True)]
+    assert _standing(figure("gae", 2.0, None), column) == (0, False)
+    assert _standing(figure("gae", float("nan")), column) == (0, False)
+
+
+def test_text_of_a_figure_in_page_and_paper(results: Results) -> None:
+    assert text_of(figure("gae", -2.0)) == ("−2.00", "−3.00 to −1.00")
+    assert text_of(figure("gae", float("nan"))) == ("–", "")
+    table = latex([(sections([results])[0], "all", [figure("raw_attention", -2.0)])])
+    assert r"raw\_attention & $-$2.00 {\scriptsize [$-$3.00, $-$1.00]} \\" in table
+    assert r"method & 50 \% of\_it (\%) $\uparrow$ \\" in table
+    assert table.count("{") == table.count("}")
+
+
+def test_the_gallery_holds_the_best_and_the_worst(results: Results) -> None:
+    pictures = read_gallery(results.folder)
+    protocol, _, name = pictures[0].metric.partition(": ")
+    metric = next(metric for metric in results.metrics[protocol] if metric.name == name)
+    for method in results.methods:
+        values = per_image(metric, results.rows(method, "predicted", protocol))
+        assert np.isnan(values[5]), "the damaged image has no figure"
+        best = [picture.value for picture in pictures if picture.method == method and picture.best]
+        worst = [picture.value for picture in pictures if picture.method == method and not picture.best]
+        order = np.sort(values[np.isfinite(values)])
+        expected = order if metric.higher_is_better else order[::-1]
+        np.testing.assert_allclose(best, expected[::-1][:3])
+        np.testing.assert_allclose(worst, expected[:3])
+
+
+def test_runs_with_other_images_stand_in_their_own_section(results: Results, tmp_path: Path) -> None:
+    other = execute(worker(Scenes(4), methods=("gae",), protocols=("segmentation",)), tmp_path)
+    assert [len(section.folders) for section in sections([results, other, results])] == [2, 1]
+    joined = sections([results, results])[0].results
+    assert joined.methods == results.methods, "what was run twice in the same way counts once"
+
+
+def test_published_figures_name_methods_and_figures_that_exist() -> None:
+    from tokentm.evaluate.registry import PROTOCOLS
+
+    for entry in PUBLISHED:
+        assert Request.parse(entry.method).name == entry.method
+        kind = PROTOCOLS[entry.protocol]
+        assert entry.metric in {metric.name for metric in kind.metrics(kind.config())}
+    assert set(FLOORS) <= set(METHODS)
+
+
+def test_what_cannot_be_reported_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no runs"):
+        write_report([], tmp_path)
+    with pytest.raises(InputError, match="no run"):
+        Results.read(tmp_path)

@@ -161,7 +161,8 @@ def trace_of(name: str, rule: str, signals: Signal = EVERYTHING, dtype: torch.dt
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ZOO)
 def test_the_forward_pass_is_bit_identical(name: str, rule: str, dtype: torch.dtype) -> None:
-    with torch.no_grad():
+    # With gradients a learnt bias on the scores makes attention take another kernel; that is the one recorded.
+    with torch.set_grad_enabled(name == "timm-beit"):
         output = build(name).to(dtype)(image_batch(name).to(dtype))
     logits = getattr(output, "logits", output)
     assert torch.equal(trace_of(name, rule, dtype=dtype).logits, logits.to(torch.promote_types(dtype, torch.float32)))

@@ -35,7 +35,9 @@ def explicit(name: str, rule: str = "plain") -> list[second.Run]:
 def explicit_aggregation(name: str, rule: str) -> first_oracle.Oracle:
     """The oracle of the aggregating methods, its gradients at A those of another rule."""
     plain = first_oracle.Oracle.run(name, build(name), image_batch(name), TARGETS)
-    return dataclasses.replace(plain, grads=[run.A_grad for run in explicit(name, rule)])
+    ruled = explicit(name, rule)
+    pools = [[grad[0] for grad in run.pool_grad] for run in ruled] if plain.pools else None
+    return dataclasses.replace(plain, grads=[run.A_grad for run in ruled], pool_grads=pools)
 
 
 def trace_of(

@@ -94,7 +94,9 @@ def test_the_logits_are_the_models_own(name: str, rule: str) -> None:
         assert torch.equal(recording.logits, logits.to(torch.promote_types(dtype, torch.float32)))
         # In its own type the forward pass under the rule is the plain one, bit for bit; else it is the wider one.
         if dtype == torch.float64:
-            assert torch.equal(recording._score_source, logits)
+            # With gradients a learnt bias on the scores makes attention take another kernel.
+            own = model(images.to(dtype)) if name == "timm-beit" else logits
+            assert torch.equal(recording._score_source, own)
         assert recording._score_source.dtype == torch.float64
 
 
@@ -123,14 +125,26 @@ def test_relevance_of_pixels(name: str) -> None:
     assert largest_difference(traced(name, "lrp", Signal.IMAGE_GRAD).image_grad, wanted) < 1e-9
 
 
-@pytest.mark.parametrize("name", ZOO)
+# A relative position bias and a pool's own query are parts of q·k that belong to no token: they keep their share.
+LEAKS = ["timm-beit", "timm-map-registers"]
+CONSERVING = [name for name in ZOO if name not in LEAKS]
+
+
+@pytest.mark.parametrize("name", CONSERVING)
 def test_the_conserving_rule_conserves(name: str) -> None:
     trace = traced(name, "lrp_conserving", Signal.TOKENS_GRAD)
     totals = torch.stack([t.sum((1, 2)) for t in (*(b.tokens_grad for b in trace.blocks), trace.final_grad)])
     torch.testing.assert_close(totals, torch.ones_like(totals), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ZOO)
+def test_behind_an_attention_pooling_the_total_stays_what_its_keys_and_values_got() -> None:
+    trace = traced("timm-map-registers", "lrp_conserving", Signal.TOKENS_GRAD)
+    totals = torch.stack([t.sum((1, 2)) for t in (*(b.tokens_grad for b in trace.blocks), trace.final_grad)])
+    assert ((totals > 0.1) & (totals < 1)).all()
+    torch.testing.assert_close(totals, totals[-1:].expand_as(totals), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "timm-map-registers"])
 def test_the_published_rule_doubles_at_the_head(name: str) -> None:
     # Positive and negative contributions to the logit exist, and each kind shares out the whole.
     total = traced(name, "lrp", Signal.TOKENS_GRAD).final_grad.sum((1, 2))
@@ -307,7 +321,11 @@ MUTANTS = {
     "all of the relevance": (MAPS, ".clamp_(min=0)", ""),
     "no gradient": (MAPS, "if gradient is not None", "if False"),
     "start at block 0": ("tokentm.methods.transformer_attribution", "[options.start_block :]", ""),
-    "first block instead of last": ("tokentm.methods.partial_lrp", "blocks[-1]", "blocks[0]"),
+    "first block instead of last": (
+        "tokentm.methods.partial_lrp",
+        "trace.last_attention",
+        "trace.blocks[0], trace.start_row",
+    ),
 }
 SKIPS = ("forget the renormalisation", "renormalise without absolute values", "totals over the batch")
 HEADS = ("whole relevance to A", "positive part of the mean", "all of the relevance")

@@ -171,10 +171,41 @@ def test_wrong_oracles_go_red(name: str, mistake: str) -> None:
     assert largest_difference(relevance(name, "tokentm"), wrong) > 3e-5
 
 
+# What only some models have: norms behind the attention, a pooling query.
+BESIDE = {
+    "ignore the norm's denominator": (TOKENTM, "block.query_scale is not None and options.length", "False"),
+    "ignore the inner norm": (
+        "tokentm.models.anatomy",
+        "if inner is not None:",
+        "if False:",
+    ),
+    "ignore the branch norm": (
+        "tokentm.models.anatomy",
+        "if branch is not None:",
+        "if False:",
+    ),
+    "no centring": ("tokentm.models.anatomy", "eye - 1 / width if norm.centred else eye", "eye"),
+    "the pool's plain attention": (TOKENTM, "_attention_step(*trace.last_attention, options)", "trace.start_row"),
+    "an identity beside the pool": (TOKENTM, "row = _attention_step(*", "row = row + _attention_step(*"),
+}
+WHERE = {
+    "timm-eva02": ["ignore the norm's denominator", "ignore the inner norm", "no centring"],
+    "timm-post-norm": ["ignore the norm's denominator", "ignore the branch norm", "no centring"],
+    "timm-map-registers": ["the pool's plain attention", "an identity beside the pool"],
+}
+
+
+@pytest.mark.parametrize(("name", "mutation"), [(name, one) for name, found in WHERE.items() for one in found])
+def test_mutants_of_norms_and_pools_go_red(name: str, mutation: str) -> None:
+    with mutant(*BESIDE[mutation]):
+        found = relevance(name, "tokentm")
+    assert largest_difference(found, expected_tokentm(name, TokenTMConfig())) > 1e-4
+
+
 METHOD_MUTANTS = {
-    "gae": ("tokentm.methods.gae", "gradient=True", "gradient=False"),
+    "gae": ("tokentm.methods.gae", "row, gradient=True", "row, gradient=False"),
     "rollout": ("tokentm.methods.rollout", ".mean(1)) / 2", ".mean(1) * 2) / 3"),
-    "raw_attention": ("tokentm.methods.raw_attention", "trace.blocks[-1]", "trace.blocks[0]"),
+    "raw_attention": ("tokentm.methods.raw_attention", "trace.last_attention", "trace.blocks[0], trace.start_row"),
 }
 
 

@@ -27,7 +27,11 @@ from tokentm.trace import Signal
 
 NAMES = ["timm-vit", "timm-dinov2", "transformers-vit", "torchvision-vit"]
 # Distillation tokens, registers, mean pooling, an oblong image: where a layout can be got wrong.
-LAYOUTS = ["timm-vit-wide", "timm-dinov2-registers", "timm-gap", "transformers-deit-teacher", "transformers-dinov2"]
+# Rotary embeddings and relative biases belong to places, post-norm branches and pools have steps of their own.
+LAYOUTS = [
+    "timm-dinov3", "timm-beit", "timm-post-norm", "timm-map-registers",
+    "timm-vit-wide", "timm-dinov2-registers", "timm-gap", "transformers-deit-teacher", "transformers-dinov2",
+]  # fmt: skip
 TARGETS = [2, 5]
 
 SMALL = {
@@ -221,7 +225,13 @@ def rise_of_block_mean(options: RiseConfig, height: float) -> tuple[Tensor, seco
     images = torch.full((1, 1, 8, 8), height)
     probe = second.BlockMean()
     trace = replace(
-        template, images=images, grid=(2, 2), num_prefix=1, logits=torch.zeros(1, 2), target=torch.tensor([1])
+        template,
+        images=images,
+        grid=(2, 2),
+        num_prefix=1,
+        logits=torch.zeros(1, 2),
+        target=torch.tensor([1]),
+        readout=template.readout[:1],
     )
     return rise(trace, options, probe)[0, 1:], probe
 

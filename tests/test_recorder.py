@@ -86,9 +86,9 @@ def test_logits_under_autocast_are_those_of_a_plain_forward_pass(name: str, dtyp
 def test_logits_under_no_grad(name: str) -> None:
     with torch.no_grad():
         found, expected = recorded(specimen(name), image_batch(name)).logits, plain(specimen(name), image_batch(name))
-    if name == "torchvision-vit":
+    if name in ("torchvision-vit", "timm-beit"):
         # Without gradients nn.MultiheadAttention takes its inference fast path, one native kernel that shows no
-        # attention; the recording takes the path that training takes.
+        # attention, and attention with a learnt bias takes another kernel; the recording takes the path of training.
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     else:
         assert torch.equal(found, expected)

@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import Tensor, nn
 
 import tokentm
@@ -54,7 +54,14 @@ class CustomEmbed(nn.Module):
 
 
 def replaced(name: str, path: str, part: nn.Module) -> nn.Module:
-    model = build(name)
+    return replaced_in(build(name), path, part)
+
+
+def eva_with(path: str, part: nn.Module) -> nn.Module:
+    return replaced("timm-eva02", f"blocks.1.{path}".rstrip("."), part)
+
+
+def replaced_in(model: nn.Module, path: str, part: nn.Module) -> nn.Module:
     owner, _, key = path.rpartition(".")
     setattr(model.get_submodule(owner) if owner else model, key, part)
     return model
@@ -84,11 +91,21 @@ REFUSED_AT_SIGHT: dict[str, tuple[Callable[[], Any], str]] = {
         f"windowed, hierarchical.*{FAMILIES}",
     ),
     "transformers Swin": (hf_swin, f"SwinForImageClassification is a windowed.*{FAMILIES}"),
-    "timm EVA": (
-        lambda: vit("eva02_tiny_patch14_224"),
-        f"eva.Eva is a transformer of a family.*{FAMILIES}",
+    "timm EVA with gates": (lambda: eva_with("attn.gate", nn.Linear(24, 24)), "Block 1 gates the attention output"),
+    "timm EVA with another norm": (
+        lambda: eva_with("attn.norm", nn.BatchNorm1d(24)),
+        "Block 1 normalises its attention output with .*BatchNorm1d; LayerNorm and RMSNorm work",
     ),
-    "timm BEiT": (lambda: vit("beit_base_patch16_224"), f"Beit is a transformer of a family that is not.*{FAMILIES}"),
+    "timm EVA with another block": (lambda: eva_with("", nn.Linear(24, 24)), "Block 1 is a .*Linear, expected timm"),
+    "timm EVA with another attention": (lambda: eva_with("attn", nn.Linear(24, 24)), "Block 1 attends with .*Linear"),
+    "timm BEiT with another block": (
+        lambda: replaced("timm-beit", "blocks.1.attn", nn.Linear(24, 24)),
+        "Block 1 has a .*Linear, expected timm.models.beit.Attention",
+    ),
+    "timm relative ViT with another block": (
+        lambda: replaced_in(vit("vit_relpos_small_patch16_224"), "blocks.1.attn", nn.Linear(24, 24)),
+        "Block 1 is a .*RelPosBlock, expected",
+    ),
     "timm CaiT": (lambda: vit("cait_xxs24_224"), f"Cait is a transformer of a family that is not known.*{FAMILIES}"),
     "transformers backbone": (
         lambda: transformers.ViTModel(transformers.ViTConfig(**HF_TINY, image_size=32, patch_size=8)),
@@ -99,17 +116,13 @@ REFUSED_AT_SIGHT: dict[str, tuple[Callable[[], Any], str]] = {
         f"MlpMixer is not a Vision Transformer; {FAMILIES}",
     ),
     "linear layer": (lambda: nn.Linear(3, 3), f"Linear is not a Vision Transformer; {FAMILIES}"),
-    "attention pooling": (lambda: vit(global_pool="map", class_token=False), "pools its tokens by 'map'.*'avg' work"),
-    "maximum pooling": (lambda: vit(global_pool="max", class_token=False), "pools its tokens by 'max'.*'avg' work"),
-    "SigLIP": (lambda: vit("vit_base_patch16_siglip_224"), "pools its tokens by 'map'"),
-    "post-norm blocks": (lambda: vit(block_fn=ResPostBlock), "Block 0 is a .*ResPostBlock, expected the pre-norm"),
+    "pooling by attention of all patches": (lambda: vit(global_pool="prr"), "pools its tokens by 'prr' with .*PoolPrr"),
+    "maximum pooling": (lambda: vit(global_pool="max", class_token=False), "pools its tokens by 'max'.*'map' work"),
     "parallel blocks": (lambda: vit(block_fn=ParallelScalingBlock), "ParallelScalingBlock, expected the pre-norm"),
     "parallel attention": (lambda: vit(block_fn=ParallelThingsBlock), "ParallelThingsBlock, expected the pre-norm"),
     "torchvision block": (with_parallel_block, "Block 1 is a .*TransformerEncoderLayer, expected the pre-norm"),
-    "normalised attention output": (
-        lambda: vit(scale_attn_norm=True),
-        "Block 0 normalises or gates",
-    ),
+    "gated attention output": (lambda: replaced("timm-vit", "blocks.0.attn.gate", nn.Linear(24, 24)), "Block 0 gates"),
+    "differential attention": (lambda: vit(attn_layer="diff", num_heads=2), "Block 0 attends with .*DiffAttention"),
     "unknown layer scale": (with_layer_scale_of_its_own, "Block 1 scales its attention output with .*LayerScale works"),
     "unknown patches": (lambda: replaced("timm-vit", "patch_embed", CustomEmbed()), "has no convolution that shows"),
     "unknown attention": (lambda: replaced("timm-vit", "blocks.2.attn", nn.Linear(24, 24)), "Block 2 attends with"),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, inf
+from torch.nn.functional import pad
 
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError, UnsupportedModelError
@@ -61,7 +62,7 @@ class Recording:
     def _layer_gradients(self, target: Tensor, score: Score) -> tuple[Tensor, ...] | None:
         if Signal.LAYER_GRAD not in self._template.signals:
             return None
-        pairs = zip(self._layer_logits, self._calls(), strict=True)
+        pairs = zip(self._layer_logits, self._calls()[: len(self._layer_logits)], strict=True)
         return tuple(_backward(logits, target, score, (call.output,), keep=True)[0] for logits, call in pairs)
 
     def _with_gradients(
@@ -77,8 +78,10 @@ class Recording:
         grads = _backward(self._score_source, target, score, tuple(wanted.values()), keep=keep)
         found = dict(zip(wanted, grads, strict=True))
         tokens_grad = Signal.TOKENS_GRAD in signals
+        pool = template.pool and replace(template.pool, _grad=found[f"output{blocks}"])
         return replace(
             template,
+            pool=pool,
             blocks=tuple(
                 replace(
                     block,
@@ -126,7 +129,7 @@ def record(
     """
     anatomy = model.anatomy
     anatomy.check_images(*images.shape[1:])
-    taken = Taken(signals, None, [None] * len(anatomy.blocks))
+    taken = _slots(signals, None, anatomy)
     layer_logits: tuple[Tensor, ...] = ()
     with torch.inference_mode(False), torch.set_grad_enabled(signals.needs_backward):
         inputs = model.inputs(images)
@@ -135,7 +138,7 @@ def record(
         # The rule goes around the tap: what the tap computes itself must pass under the rule too.
         with rule() as active, attached(model.module, anatomy, taken):
             output = anatomy.logits(model.module(inputs))
-            taken.bias.active = False
+            taken.bias.active, taken.closed = False, True
             if Signal.LAYER_GRAD in signals:
                 layer_logits = tuple(anatomy.tail(taken.tokens_in[i + 1]) for i in range(len(anatomy.blocks)))
         logits = output if output.dtype == torch.float64 else output.float()
@@ -162,10 +165,14 @@ def predict(
         images: Normalised input.
         keep: Patch tokens (counted from the first patch) that enter the blocks, beside all prefix tokens.
     """
-    taken = Taken(Signal(0), keep, [None] * len(model.anatomy.blocks))
+    taken = _slots(Signal(0), keep, model.anatomy)
     with torch.no_grad(), attached(model.module, model.anatomy, taken):
         logits = model.anatomy.logits(model.module(model.inputs(images)))
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _slots(signals: Signal, keep: Tensor | None, anatomy: Anatomy) -> Taken:
+    return Taken(signals, keep, [None] * (len(anatomy.blocks) + (anatomy.pool is not None)))
 
 
 def _backward(
@@ -202,7 +209,7 @@ def _unscaled(grads: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
 
 def _template(taken: Taken, anatomy: Anatomy, images: Tensor, logits: Tensor) -> Trace:
     blocks = tuple(_block_trace(taken, anatomy, index) for index in range(len(anatomy.blocks)))
-    tokens = blocks[0].q.shape[2]
+    tokens, pool = blocks[0].q.shape[2], _pool_trace(taken, anatomy)
     grid = taken.grid or (0, 0)
     if grid[0] * grid[1] + anatomy.num_prefix != tokens:
         raise UnsupportedModelError(
@@ -214,10 +221,11 @@ def _template(taken: Taken, anatomy: Anatomy, images: Tensor, logits: Tensor) ->
         images=images,
         grid=grid,
         num_prefix=anatomy.num_prefix,
-        readout=anatomy.readout.row(tokens),
+        readout=anatomy.readout.row(tokens).expand(len(logits), -1) if pool is None else _pooling_row(pool),
         logits=logits,
         target=logits.argmax(-1),
         signals=taken.signals,
+        pool=pool,
         _final_tokens=taken.tokens_in[len(blocks)].detach() if Signal.TOKENS in taken.signals else None,
     )
 
@@ -234,13 +242,47 @@ def _block_trace(taken: Taken, anatomy: Anatomy, index: int) -> BlockTrace:
         v=call.v.detach(),
         scale=call.scale,
         mask=call.mask,
-        proj_weight=part.proj.weight.detach(),
+        proj_weight=part.projection(),
         layer_scale=None if part.layer_scale is None else part.layer_scale.detach(),
+        query_scale=taken.query_scale.get(index),
         _tokens_in=taken.tokens_in[index].detach() if Signal.TOKENS in taken.signals else None,
         _tokens_mid=taken.tokens_mid.get(index),
         _ffn_added=taken.ffn_added.get(index),
         _output=call.output.detach() if Signal.ATTENTION_OUTPUT in taken.signals else None,
     )
+
+
+def _pool_trace(taken: Taken, anatomy: Anatomy) -> BlockTrace | None:
+    """The attention pooling over all tokens; those that it does not see are masked out and have empty values."""
+    if anatomy.pool is None:
+        return None
+    call, skip = taken.attention[-1], anatomy.pool.skip
+    if call is None:
+        raise UnsupportedModelError(
+            f"The attention pooling computed its attention by hand, where it cannot be seen; {anatomy.fused_hint}."
+        )
+    k, v = (pad(part.detach(), (0, 0, skip, 0)) for part in (call.k, call.v))
+    mask = call.mask if not skip else k.new_zeros(k.shape[2]).index_fill_(0, torch.arange(skip, device=k.device), -inf)
+    if skip and call.mask is not None:
+        raise UnsupportedModelError("The attention pooling masks patch tokens out; one that sees them all works.")
+    final = taken.tokens_in[len(anatomy.blocks)]
+    return BlockTrace(
+        q=call.q.detach(),
+        k=k,
+        v=v,
+        scale=call.scale,
+        mask=mask,
+        proj_weight=anatomy.pool.proj.weight.detach(),
+        layer_scale=None,
+        _tokens_in=final.detach() if Signal.TOKENS in taken.signals else None,
+        _output=call.output.detach() if Signal.ATTENTION_OUTPUT in taken.signals else None,
+    )
+
+
+def _pooling_row(pool: BlockTrace) -> Float[Tensor, "b n"]:
+    """The pool's attention, mean over heads and queries, float64 as the other readouts."""
+    scores = pool.q.double() * pool.scale @ pool.k.double().mT
+    return (scores if pool.mask is None else scores + pool.mask.double()).softmax(-1).mean((1, 2))
 
 
 def _check_logits(logits: Tensor, anatomy: Anatomy) -> None:

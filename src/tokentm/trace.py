@@ -48,7 +48,9 @@ _GRADIENTS = Signal.ATTENTION_GRAD | Signal.TOKENS_GRAD | Signal.IMAGE_GRAD | Si
 @final
 @dataclass(frozen=True, eq=False)
 class BlockTrace:
-    """One block of one recording, detached, in the model's own dtype.
+    """One block of one recording, or its attention pooling, detached, in the model's own dtype.
+
+    In an attention pooling the queries are those of the pool (one, as a rule), keys and values the final tokens.
 
     Attributes:
         q: Queries as the attention really used them (after norms and rotations), (b, h, n, d).
@@ -56,8 +58,10 @@ class BlockTrace:
         v: Values as the attention mixes them (after LayerNorm, with bias).
         scale: Factor on ``q @ k.T`` before the softmax.
         mask: Added to the scaled product before the softmax, broadcastable to (b, h, n, n); None without one.
-        proj_weight: Output projection (w, h*d); columns ``h*d:(h+1)*d`` read head h.
+        proj_weight: Output projection (w, h*d); columns ``h*d:(h+1)*d`` read head h. Norms between attention and
+            stream are folded in with their denominators constant.
         layer_scale: Scale (w,) after the projection, or None.
+        query_scale: One over the denominators of those norms for each query token, (b, n); None without such norms.
         grad: Gradient of the target score at the attention output (b, h, n, d), before the projection.
         tokens_in: ``E``, residual stream entering the attention sub-block.
         tokens_mid: ``E'``, residual stream entering the feed-forward sub-block.
@@ -67,23 +71,24 @@ class BlockTrace:
         layer_grad: As ``grad``, of the score that the head gives to this block's output.
     """
 
-    q: Float[Tensor, "b h n d"]
+    q: Float[Tensor, "b h m d"]
     k: Float[Tensor, "b h n d"]
     v: Float[Tensor, "b h n d"]
     scale: float
     mask: Float[Tensor, "..."] | None
     proj_weight: Float[Tensor, "w hd"]
     layer_scale: Float[Tensor, "w"] | None
-    _grad: Float[Tensor, "b h n d"] | None = None
+    query_scale: Float[Tensor, "b m"] | None = None
+    _grad: Float[Tensor, "b h m d"] | None = None
     _tokens_in: Float[Tensor, "b n w"] | None = None
     _tokens_mid: Float[Tensor, "b n w"] | None = None
     _ffn_added: Float[Tensor, "b n w"] | None = None
-    _output: Float[Tensor, "b h n d"] | None = None
+    _output: Float[Tensor, "b h m d"] | None = None
     _tokens_grad: Float[Tensor, "b n w"] | None = None
-    _layer_grad: Float[Tensor, "b h n d"] | None = None
+    _layer_grad: Float[Tensor, "b h m d"] | None = None
 
     @property
-    def grad(self) -> Float[Tensor, "b h n d"]:
+    def grad(self) -> Float[Tensor, "b h m d"]:
         """Gradient at the attention output; needs ``Signal.ATTENTION_GRAD``."""
         return _recorded(self._grad, Signal.ATTENTION_GRAD)
 
@@ -103,7 +108,7 @@ class BlockTrace:
         return _recorded(self._ffn_added, Signal.TOKENS)
 
     @property
-    def output(self) -> Float[Tensor, "b h n d"]:
+    def output(self) -> Float[Tensor, "b h m d"]:
         """Attention output before the projection; needs ``Signal.ATTENTION_OUTPUT``."""
         return _recorded(self._output, Signal.ATTENTION_OUTPUT)
 
@@ -134,7 +139,8 @@ class Trace:
         images: The input (b, c, y, x) as the model took it.
         grid: Rows and columns of the patch grid of this input.
         num_prefix: Tokens before the patch tokens.
-        readout: Share (n,) of each final token in the class score.
+        readout: Share (b, n) of each final token in the class score; for an attention pooling its attention, mean
+            over heads.
         logits: (b, k), float32 or wider.
         target: Explained class of each image.
         signals: What was recorded.
@@ -143,16 +149,18 @@ class Trace:
         image_grad: Gradient of the target score at ``images``.
         bias_share: Bias × gradient of all layers from the first block on, (b, n); what the head's biases add is
             shared out over the tokens by the readout row.
+        pool: The attention pooling that gathers the final tokens, or None; its ``tokens_in`` are the final tokens.
     """
 
     blocks: tuple[BlockTrace, ...]
     images: Float[Tensor, "b c y x"]
     grid: tuple[int, int]
     num_prefix: int
-    readout: Float[Tensor, "n"]
+    readout: Float[Tensor, "b n"]
     logits: Float[Tensor, "b k"]
     target: Int[Tensor, "b"]
     signals: Signal
+    pool: BlockTrace | None = None
     _final_tokens: Float[Tensor, "b n w"] | None = None
     _final_grad: Float[Tensor, "b n w"] | None = None
     _image_grad: Float[Tensor, "b c y x"] | None = None
@@ -193,9 +201,19 @@ class Trace:
 
     @property
     def start_row(self) -> Float[Tensor, "b n"]:
-        """The readout row, one copy per image, in the type of the relevance arithmetic."""
-        row = self.readout.to(self.blocks[0].q.device, self.dtype)
-        return row.expand(self.logits.shape[0], -1).clone()
+        """The readout row of each image, in the type of the relevance arithmetic."""
+        return self.readout.to(self.blocks[0].q.device, self.dtype, copy=True)
+
+    @property
+    def last_attention(self) -> tuple[BlockTrace, Float[Tensor, "b m"]]:
+        """The last attention before the score and the share of each of its queries in the score.
+
+        That is the attention pooling, where there is one, and else the last block with the readout row.
+        """
+        if self.pool is None:
+            return self.blocks[-1], self.start_row
+        batch, _, queries, _ = self.pool.q.shape
+        return self.pool, self.logits.new_full((batch, queries), 1 / queries, dtype=self.dtype)
 
     def to_grid(self, relevance: Float[Tensor, "b n"]) -> Float[Tensor, "b gy gx"]:
         """Cut the prefix tokens off and lay the patch tokens out on their grid."""

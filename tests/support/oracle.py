@@ -5,33 +5,15 @@ tests assert that this forward pass reproduces the model's own logits before any
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+
+from tests.support.oracle_families import Pool, Weights, embedded, normalise, rotated, take_apart
 
 __all__ = ["Oracle", "gae", "raw_attention", "rollout", "tokentm"]
-
-
-@dataclass
-class Weights:
-    """One block: q, k, v, o as (out, in) matrices with biases (or None)."""
-
-    norm1: Callable[[Tensor], Tensor]
-    q: tuple[Tensor, Tensor | None]
-    k: tuple[Tensor, Tensor | None]
-    v: tuple[Tensor, Tensor | None]
-    o: tuple[Tensor, Tensor | None]
-    heads: int
-    scale1: Tensor | None
-    norm2: Callable[[Tensor], Tensor]
-    ffn: Callable[[Tensor], Tensor]
-    scale2: Tensor | None
-    q_norm: Callable[[Tensor], Tensor]
-    k_norm: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -44,6 +26,17 @@ class Step:
     E_mid: Tensor
     F: Tensor  # what the feed-forward adds
     weights: Weights
+    divided: list[Tensor]  # per norm between attention and stream: denominators (n,) of the query tokens
+
+
+@dataclass
+class Gathering:
+    """What the attention pooling of one image did."""
+
+    A: list[Tensor]  # per head (n,)
+    V: list[Tensor]  # per head (n, d)
+    E: Tensor  # (n, w) final tokens
+    o: Tensor
 
 
 @dataclass
@@ -53,64 +46,127 @@ class Oracle:
     steps: list[list[Step]]  # [image][block]
     grads: list[list[list[Tensor]]]  # [image][block][head] (n, n)
     logits: Tensor
-    readout: Tensor
+    readout: Tensor  # (n,), or (images, n) of an attention pooling: its mean attention
     prefix: int
+    pools: list[Gathering] | None = None
+    pool_grads: list[list[Tensor]] | None = None  # [image][head] (n,)
+
+    def row(self, image: int) -> Tensor:
+        return self.readout if self.readout.ndim == 1 else self.readout[image]
 
     @classmethod
     def run(cls, name: str, model: nn.Module, images: Tensor, target: list[int], score: str = "logit") -> "Oracle":
         model = copy.deepcopy(model).double().eval()
-        blocks, weights, tail, readout_of, prefix = _take_apart(name, model)
-        first: list[Tensor] = []
-        handle = blocks[0].register_forward_pre_hook(
-            lambda _, args, kwargs: first.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-        with torch.no_grad():
-            model(images.double())
-        handle.remove()
-        steps, grads, logits = [], [], []
-        for image, cls_index in zip(first[0], target, strict=True):
+        parts = take_apart(name, model)
+        first, arguments = embedded(parts.blocks, model, images.double())
+        steps, grads, logits, pools, pool_grads = [], [], [], [], []
+        for image, cls_index in zip(first, target, strict=True):
             x, trail = image.detach(), []
-            for block in weights:
-                x, step = _explicit_block(x, block)
+            for block, given in zip(parts.weights, arguments, strict=True):
+                x, step = _explicit_block(x, block, given)
                 trail.append(step)
-            out = tail(x[None])[0]
+            gathering = None if parts.pool is None else _gather(x, parts.pool)
+            out = parts.tail(x[None])[0] if gathering is None else gathering[0]
             value = out[cls_index] if score == "logit" else torch.softmax(out, 0)[cls_index]
-            flat = torch.autograd.grad(value, [a for step in trail for a in step.A])
-            heads = weights[0].heads
-            grads.append([list(flat[i : i + heads]) for i in range(0, len(flat), heads)])
+            wanted = [a for step in trail for a in step.A] + ([] if gathering is None else gathering[1].A)
+            flat = torch.autograd.grad(value, wanted)
+            heads = parts.weights[0].heads
+            inside = heads * len(trail)
+            grads.append([list(flat[i : i + heads]) for i in range(0, inside, heads)])
             steps.append(trail)
             logits.append(out.detach())
-        return cls(steps, grads, torch.stack(logits), readout_of(first[0].shape[1]), prefix)
+            if gathering is not None:
+                pools.append(gathering[1])
+                pool_grads.append(list(flat[inside:]))
+        if parts.pool is None:
+            return cls(steps, grads, torch.stack(logits), parts.readout(first.shape[1]), parts.prefix)
+        rows = torch.stack([(sum(pool.A) / len(pool.A)).detach() for pool in pools])
+        return cls(steps, grads, torch.stack(logits), rows, parts.prefix, pools, pool_grads)
 
 
-def _explicit_block(x: Tensor, block: Weights) -> tuple[Tensor, Step]:
-    n, width = x.shape
+def _gather(x: Tensor, pool: Pool) -> tuple[Tensor, Gathering]:
+    """Logits by the pool's explicit attention; tokens that it does not see have attention 0."""
+    h = normalise(pool.norm, x)
+    d = pool.q.shape[1]
+    A, V, mixed = [], [], []
+    for head, q in enumerate(pool.q):
+        rows = slice(head * d, (head + 1) * d)
+        k, v = _affine(h, pool.k, rows), _affine(h, pool.v, rows)
+        raised = torch.exp((k @ q) / d**0.5)
+        seen = torch.arange(len(x)) >= pool.skip
+        raised = torch.where(seen, raised, torch.zeros_like(raised))
+        A.append(raised / raised.sum())
+        v = torch.where(seen[:, None], v, torch.zeros_like(v))
+        V.append(v.detach())
+        mixed.append(A[-1] @ v)
+    gathered = torch.cat(mixed) @ pool.o[0].T + (0 if pool.o[1] is None else pool.o[1])
+    return pool.after(gathered[None])[0], Gathering(A, V, x.detach(), pool.o[0])
+
+
+def _explicit_block(x: Tensor, block: Weights, given: dict[str, Any], places: list[int] | None = None):
+    """One block; ``places`` are the patches whose tokens ``x`` holds behind the prefix, all of them without it."""
+    n, _ = x.shape
     d = block.q[0].shape[0] // block.heads
-    h = block.norm1(x)
-    A, V, out = [], [], torch.zeros(n, width, dtype=x.dtype)
+    h = normalise(block.norm1, x)
+    bias = None if block.bias is None else block.bias(given, places)
+    A, V, mixed = [], [], []
     for head in range(block.heads):
         rows = slice(head * d, (head + 1) * d)
         q, k, v = (_affine(h, part, rows) for part in (block.q, block.k, block.v))
-        scores = torch.empty(n, n, dtype=x.dtype)
-        q, k = block.q_norm(q), block.k_norm(k)
+        q, k = normalise(block.q_norm, q), normalise(block.k_norm, k)
+        q, k = (rotated(block.rotation, part, given, head, places) for part in (q, k))
         scores = torch.stack([(q[i] * k).sum(-1) for i in range(n)]) / d**0.5
+        if bias is not None:
+            scores = scores + bias[head]
         a = torch.exp(scores - scores.amax(-1, keepdim=True).detach())
         a = a / a.sum(-1, keepdim=True)
         if not a.requires_grad:
             a.requires_grad_(True)
         A.append(a)
         V.append(v.detach())
-        out = out + a @ v @ block.o[0][:, rows].T
+        mixed.append(a @ v)
+    inner = torch.cat(mixed, 1)
+    out = normalise(block.inner, inner) @ block.o[0].T
     if block.o[1] is not None:
         out = out + block.o[1]
+    divided = [_denominator(norm, x) for norm, x in ((block.inner, inner), (block.branch1, out)) if norm is not None]
+    out = normalise(block.branch1, out)
     if block.scale1 is not None:
         out = out * block.scale1
     mid = x + out
-    added = block.ffn(block.norm2(mid[None]))[0]
+    added = normalise(block.branch2, block.ffn(normalise(block.norm2, mid[None])))[0]
     if block.scale2 is not None:
         added = added * block.scale2
-    step = Step(x.detach(), A, V, mid.detach(), added.detach(), block)
+    step = Step(x.detach(), A, V, mid.detach(), added.detach(), block, divided)
     return mid + added, step
+
+
+def _denominator(norm: nn.Module, x: Tensor) -> Tensor:
+    """What each row of ``x`` is divided by."""
+    x = x.detach()
+    centred = x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
+    return torch.sqrt((centred**2).sum(-1) / x.shape[1] + norm.eps)
+
+
+def _fixed(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """The norm as the linear map that is left when nothing is divided and nothing is added."""
+    if norm is None:
+        return x
+    centred = x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
+    return centred if norm.weight is None else centred * norm.weight
+
+
+def _transformed(step: Step, head: int, layer_scale: bool, output_bias: bool) -> Tensor:
+    """Ẽ of one head (n, w), but for the denominators of its query tokens."""
+    d, weights = step.V[0].shape[1], step.weights
+    alone = torch.zeros(len(step.E), weights.o[0].shape[1], dtype=torch.float64)
+    alone[:, head * d : (head + 1) * d] = step.V[head]
+    value = _fixed(weights.branch1, _fixed(weights.inner, alone) @ weights.o[0].T)
+    if output_bias and weights.o[1] is not None:
+        value = value + weights.o[1]
+    if layer_scale and weights.scale1 is not None:
+        value = value * weights.scale1
+    return value.detach()
 
 
 def _affine(x: Tensor, part: tuple[Tensor, Tensor | None], rows: slice) -> Tensor:
@@ -157,187 +213,69 @@ def tokentm(
 ) -> Tensor:
     """C_l = U_ffn U_attn C_{l-1} with full matrices. ``output_bias`` and ``swap`` are wrong on purpose (mutations)."""
     rows = []
-    for trail, grads in zip(oracle.steps, oracle.grads, strict=True):
+    for image, (trail, grads) in enumerate(zip(oracle.steps, oracle.grads, strict=True)):
         n = trail[0].E.shape[0]
         C = torch.diag(trail[0].E.norm(dim=1)) if init else torch.eye(n, dtype=torch.float64)
         for step, grad in zip(trail, grads, strict=True):
-            heads, d = len(step.A), step.V[0].shape[1]
+            heads = len(step.A)
             U = torch.zeros(n, n, dtype=torch.float64)
             for h in range(heads):
-                transformed = step.V[h] @ step.weights.o[0][:, h * d : (h + 1) * d].T
-                if output_bias and step.weights.o[1] is not None:
-                    transformed = transformed + step.weights.o[1]
-                if layer_scale and step.weights.scale1 is not None:
-                    transformed = transformed * step.weights.scale1
-                before, after = (transformed, step.E) if swap else (step.E, transformed)
-                w = _weight(before, after, length, direction)
-                U = U + torch.clamp(grad[h], min=0) * (step.A[h].detach() @ torch.diag(w)) / heads
+                transformed = _transformed(step, h, layer_scale, output_bias)
+                for i in range(n):
+                    here = transformed
+                    for denominators in step.divided:
+                        here = here / denominators[i]
+                    if step.divided or i == 0:  # without norms every query token has the same weights
+                        before, after = (here, step.E) if swap else (step.E, here)
+                        w = _weight(before, after, length, direction)
+                    U[i] += torch.clamp(grad[h][i], min=0) * (step.A[h][i].detach() * w) / heads
             C = (torch.eye(n, dtype=torch.float64) + U) @ C
             if ffn:
                 w = _weight(step.E_mid, step.F, length, direction)
                 C = (torch.eye(n, dtype=torch.float64) + torch.diag(w)) @ C
-        rows.append(oracle.readout @ C)
+        row = oracle.row(image)
+        if oracle.pools is not None:
+            pool, d = oracle.pools[image], oracle.pools[image].V[0].shape[1]
+            row = torch.zeros(n, dtype=torch.float64)
+            for h, (a, g) in enumerate(zip(pool.A, oracle.pool_grads[image], strict=True)):
+                w = _weight(pool.E, (pool.V[h] @ pool.o[:, h * d : (h + 1) * d].T).detach(), length, direction)
+                row = row + torch.clamp(g, min=0) * a.detach() * w / len(pool.A)
+        rows.append(row @ C)
     return torch.stack(rows).detach()
 
 
 def gae(oracle: Oracle) -> Tensor:
     """R ← R + mean_h (∇A ⊙ A)⁺ R."""
     rows = []
-    for trail, grads in zip(oracle.steps, oracle.grads, strict=True):
+    for image, (trail, grads) in enumerate(zip(oracle.steps, oracle.grads, strict=True)):
         R = torch.eye(trail[0].E.shape[0], dtype=torch.float64)
         for step, grad in zip(trail, grads, strict=True):
             cam = sum(torch.clamp(g * a.detach(), min=0) for g, a in zip(grad, step.A, strict=True)) / len(step.A)
             R = R + cam @ R
-        rows.append(oracle.readout @ R)
+        row = oracle.row(image)
+        if oracle.pools is not None:
+            pairs = list(zip(oracle.pool_grads[image], oracle.pools[image].A, strict=True))
+            row = sum(torch.clamp(g * a.detach(), min=0) for g, a in pairs) / len(pairs)
+        rows.append(row @ R)
     return torch.stack(rows)
 
 
 def rollout(oracle: Oracle, start_block: int = 0) -> Tensor:
     """Product of rownorm(mean_h A + I)."""
     rows = []
-    for trail in oracle.steps:
+    for image, trail in enumerate(oracle.steps):
         n = trail[0].E.shape[0]
         R = torch.eye(n, dtype=torch.float64)
         for step in trail[start_block:]:
             mixed = sum(a.detach() for a in step.A) / len(step.A) + torch.eye(n, dtype=torch.float64)
             R = (mixed / mixed.sum(1, keepdim=True)) @ R
-        rows.append(oracle.readout @ R)
+        rows.append(oracle.row(image) @ R)
     return torch.stack(rows)
 
 
 def raw_attention(oracle: Oracle) -> Tensor:
-    """Readout row of the last block's mean attention."""
+    """Readout row of the last block's mean attention; a pool's own attention where there is one."""
+    if oracle.pools is not None:
+        return oracle.readout
     last = [trail[-1] for trail in oracle.steps]
     return torch.stack([oracle.readout @ (sum(a.detach() for a in step.A) / len(step.A)) for step in last])
-
-
-# --- families, taken apart by hand ------------------------------------------------------------------------------
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _ln(module: Any) -> Callable[[Tensor], Tensor]:
-    return lambda x: layer_norm(x, x.shape[-1:], module.weight, module.bias, module.eps)
-
-
-def _take_apart(name: str, model: Any) -> tuple[Any, list[Weights], Callable, Callable, int]:
-    if name.startswith("timm"):
-        return _timm(model)
-    if name.startswith("torchvision"):
-        return _torchvision(model)
-    return _transformers(name, model)
-
-
-def _split(packed: Tensor | None) -> list[Tensor | None]:
-    return [None, None, None] if packed is None else list(packed.chunk(3))
-
-
-def _timm(model: Any) -> tuple[Any, list[Weights], Callable, Callable, int]:
-    weights = []
-    for b in model.blocks:
-        w, bias = _split(b.attn.qkv.weight), _split(b.attn.qkv.bias)
-        q_norm = _same if isinstance(b.attn.q_norm, nn.Identity) else _ln(b.attn.q_norm)
-        k_norm = _same if isinstance(b.attn.k_norm, nn.Identity) else _ln(b.attn.k_norm)
-        weights.append(
-            Weights(
-                _ln(b.norm1),
-                *zip(w, bias, strict=True),
-                (b.attn.proj.weight, b.attn.proj.bias),
-                b.attn.num_heads,
-                getattr(b.ls1, "gamma", None),
-                _ln(b.norm2),
-                b.mlp,
-                getattr(b.ls2, "gamma", None),
-                q_norm,
-                k_norm,
-            )
-        )
-    prefix = model.num_prefix_tokens
-
-    def tail(x: Tensor) -> Tensor:
-        return model.forward_head(model.norm(x))
-
-    def readout(n: int) -> Tensor:
-        r = torch.zeros(n, dtype=torch.float64)
-        if hasattr(model, "head_dist"):
-            r[:2] = 0.5
-        elif model.global_pool == "token":
-            r[0] = 1
-        elif model.pool_include_prefix:
-            r[:] = 1 / n
-        else:
-            r[prefix:] = 1 / (n - prefix)
-        return r
-
-    return model.blocks, weights, tail, readout, prefix
-
-
-def _torchvision(model: Any) -> tuple[Any, list[Weights], Callable, Callable, int]:
-    weights = []
-    for b in model.encoder.layers:
-        mha = b.self_attention
-        w, bias = _split(mha.in_proj_weight), _split(mha.in_proj_bias)
-        weights.append(
-            Weights(
-                _ln(b.ln_1),
-                *zip(w, bias, strict=True),
-                (mha.out_proj.weight, mha.out_proj.bias),
-                mha.num_heads,
-                None,
-                _ln(b.ln_2),
-                b.mlp,
-                None,
-                _same,
-                _same,
-            )
-        )
-
-    def readout(n: int) -> Tensor:
-        return torch.eye(n, dtype=torch.float64)[0]
-
-    return model.encoder.layers, weights, lambda x: model.heads(model.encoder.ln(x)[:, 0]), readout, 1
-
-
-def _transformers(name: str, model: Any) -> tuple[Any, list[Weights], Callable, Callable, int]:
-    dino = "dinov2" in name
-    base = getattr(model, model.base_model_prefix)
-    layers = base.encoder.layer if dino else base.layers
-    weights = []
-    for b in layers:
-        a = b.attention
-        weights.append(
-            Weights(
-                _ln(b.norm1 if dino else b.layernorm_before),
-                *((p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)),
-                model.config.num_attention_heads,
-                b.layer_scale1.lambda1 if dino else None,
-                _ln(b.norm2 if dino else b.layernorm_after),
-                b.mlp,
-                b.layer_scale2.lambda1 if dino else None,
-                _same,
-                _same,
-            )
-        )
-    prefix = 2 if "deit" in name else 1 + getattr(model.config, "num_register_tokens", 0)
-
-    def tail(x: Tensor) -> Tensor:
-        x = base.layernorm(x)
-        if dino:
-            return model.classifier(torch.cat([x[:, 0], x[:, prefix:].mean(1)], dim=1))
-        if "teacher" in name:
-            return (model.cls_classifier(x[:, 0]) + model.distillation_classifier(x[:, 1])) / 2
-        return model.classifier(x[:, 0])
-
-    def readout(n: int) -> Tensor:
-        r = torch.zeros(n, dtype=torch.float64)
-        r[0] = 1
-        if dino:
-            r[0] = 0.5
-            r[prefix:] = 0.5 / (n - prefix)
-        if "teacher" in name:
-            r[:2] = 0.5
-        return r
-
-    return layers, weights, tail, readout, prefix

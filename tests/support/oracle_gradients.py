@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.support.oracle import Weights, _take_apart
+from tests.support.oracle_families import Parts, Pool, Weights, embedded, rotated, take_apart
 
 __all__ = ["RULES", "Explicit", "Rule", "Run", "explain"]
 
@@ -61,14 +61,14 @@ class Explicit:
         return self.affine(module.weight, module.bias, x)
 
     def norm(self, module: Any, x: Tensor) -> Tensor:
-        if isinstance(module, nn.Identity):
+        if module is None or isinstance(module, nn.Identity):
             return x
-        centred = x - x.mean(-1, keepdim=True)
+        centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
         deviation = ((centred**2).mean(-1, keepdim=True) + module.eps) ** 0.5
         if self.rule.norm == "constant":
             deviation = deviation.detach()
-        out = centred / deviation * module.weight.detach()
-        return out + self.bias(module.bias, out)
+        out = centred / deviation * (1 if module.weight is None else module.weight.detach())
+        return out + self.bias(getattr(module, "bias", None), out)
 
     def gated(self, x: Tensor, gate: Tensor) -> Tensor:
         return x * (gate.detach() if self.rule.gate == "constant" else gate)
@@ -82,36 +82,71 @@ class Explicit:
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return _half(a) * _half(b) if self.rule.product == "split" else a * b
 
+    def gelu_tanh(self, x: Tensor) -> Tensor:
+        return self.gated(x, (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2)
+
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        return self.gated(x, 1 / (1 + torch.exp(-1.702 * x)))
+
+    def activation(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        kinds = {"GELUTanh": self.gelu_tanh, "QuickGELU": self.quick_gelu, "QuickGELUActivation": self.quick_gelu}
+        found = (type(part).__name__ for part in module.modules())
+        return next((kinds[name] for name in found if name in kinds), self.gelu)
+
     def feed_forward(self, module: Any, x: Tensor) -> Tensor:
         *first, last = (part for part in module.modules() if isinstance(part, nn.Linear))
         hidden = [self.linear(part, x) for part in first]
+        if hidden[0].shape[-1] == 2 * last.in_features:
+            hidden = list(hidden[0].chunk(2, -1))  # gate and value packed
         if len(hidden) == 2:
-            return self.linear(last, self.product(self.silu(hidden[0]), hidden[1]))
-        return self.linear(last, self.gelu(hidden[0]))
+            inside = self.product(self.silu(hidden[0]), hidden[1])
+        else:
+            inside = self.activation(module)(hidden[0])
+        return self.linear(last, self.norm(getattr(module, "norm", None), inside))
 
-    def attention_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+    def attention_matrix(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """What multiplies the values; its gradient is read here."""
         if self.rule.attention == "split":
             q, k = _half(q), _half(k)
         scores = q @ k.T / q.shape[-1] ** 0.5
+        if bias is not None:
+            scores = scores + bias.detach()
         raised = torch.exp(scores - scores.amax(-1, keepdim=True).detach())
         a = raised / raised.sum(-1, keepdim=True)
         if self.rule.attention == "constant":
             return a.detach().requires_grad_(True)
         return _half(a) if self.rule.attention == "split" else a
 
-    def attend(self, x: Tensor, block: Weights, norms: tuple[Any, Any]) -> tuple[Tensor, list[Tensor]]:
+    def attend(self, x: Tensor, block: Weights, given: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
         d = block.q[0].shape[0] // block.heads
-        matrices, out = [], torch.zeros_like(x)
+        bias = None if block.bias is None else block.bias(given, None)
+        matrices, mixed = [], []
         for head in range(block.heads):
             rows = slice(head * d, (head + 1) * d)
             parts = ((w[rows], None if b is None else b[rows]) for w, b in (block.q, block.k, block.v))
             q, k, v = (self.affine(w, b, x) for w, b in parts)
-            a = self.attention_matrix(self.norm(norms[0], q), self.norm(norms[1], k))
-            used = _half(v) if self.rule.attention == "split" else v
-            out = out + a @ used @ block.o[0].detach()[:, rows].T
+            q, k = self.norm(block.q_norm, q), self.norm(block.k_norm, k)
+            q, k = (rotated(block.rotation, part, given, head, None) for part in (q, k))
+            a = self.attention_matrix(q, k, None if bias is None else bias[head])
+            mixed.append(a @ (_half(v) if self.rule.attention == "split" else v))
             matrices.append(a)
-        return out + self.bias(block.o[1], out), matrices
+        return self.affine(*block.o, self.norm(block.inner, torch.cat(mixed, 1))), matrices
+
+    def gather(self, x: Tensor, pool: Pool) -> tuple[Tensor, list[Tensor]]:
+        """The pooled token (1, w) and the pool's attention."""
+        x = self.norm(pool.norm, x)
+        seen = x[pool.skip :]
+        d = pool.q.shape[1]
+        matrices, mixed = [], []
+        for head, q in enumerate(pool.q):
+            rows = slice(head * d, (head + 1) * d)
+            k, v = (self.affine(w[rows], None if b is None else b[rows], seen) for w, b in (pool.k, pool.v))
+            a = self.attention_matrix(q[None], k)
+            mixed.append(a @ (_half(v) if self.rule.attention == "split" else v))
+            matrices.append(a)
+        # All that follows belongs to the head, whose biases have no token: (w,) leaves.
+        pooled = self.affine(*pool.o, torch.cat(mixed, 1)[0])
+        return pooled + self.feed_forward(pool.ffn, self.norm(pool.norm2, pooled)), matrices
 
 
 @dataclass
@@ -130,32 +165,40 @@ class Run:
     readout: Tensor
     prefix: int
     grid: tuple[int, int]
+    pool: list[Tensor]  # attention of the pool, per head (1, n); empty without one
+    pool_grad: list[Tensor]
 
     def bias_share(self) -> Tensor:
         share = torch.zeros_like(self.readout)
         for value, grad in self.biases:
-            share = share + ((value * grad).sum(-1) if value.ndim == 2 else (value @ grad) * self.readout)
+            own = (value * grad).sum(-1)
+            if value.ndim == 1:
+                own = own * self.readout
+            unseen = len(share) - len(own)  # by a pool that leaves the prefix out
+            share[unseen:] = share[unseen:] + own
         return share
 
 
 def explain(name: str, model: nn.Module, images: Tensor, target: list[int], rule: Rule) -> list[Run]:
     """Run the model explicitly, image by image, and differentiate the target logits."""
     model = copy.deepcopy(model).double().eval().requires_grad_(False)
-    blocks, weights, _, readout_of, prefix = _take_apart(name, model)
+    parts = take_apart(name, model)
     runs = []
     for image, index in zip(images.double(), target, strict=True):
         pixels = image.clone().requires_grad_(True)
-        x, grid = _embed(model, blocks[0], pixels)
+        tokens, arguments = embedded(parts.blocks, model, pixels[None])
+        x = tokens[0]
         h, A, ops = [x], [], Explicit(rule)
-        for module, block in zip(blocks, weights, strict=True):
-            x, matrices = _block(ops, name, module, block, x)
+        for block, given in zip(parts.weights, arguments, strict=True):
+            x, matrices = _block(ops, block, x, given)
             h.append(x)
             A.append(matrices)
-        logits = _tail(ops, name, model, x, prefix)
-        gradient = _gradients(logits[index], [pixels], h, ops.biases, *A)
+        logits, pool = _tail(ops, name, model, x, parts)
+        gradient = _gradients(logits[index], [pixels], h, ops.biases, *A, pool)
         own = [
-            _gradients(_tail(Explicit(rule), name, model, t, prefix)[index], a) for t, a in zip(h[1:], A, strict=True)
+            _gradients(_tail(Explicit(rule), name, model, t, parts)[0][index], a) for t, a in zip(h[1:], A, strict=True)
         ]
+        gathered = [_unseen(a.detach(), parts) for a in pool]
         runs.append(
             Run(
                 logits=logits.detach(),
@@ -164,15 +207,29 @@ def explain(name: str, model: nn.Module, images: Tensor, target: list[int], rule
                 h=[tokens.detach() for tokens in h],
                 h_grad=gradient[1],
                 A=[[a.detach() for a in heads] for heads in A],
-                A_grad=gradient[3:],
+                A_grad=gradient[3:-1],
                 layer_grad=[heads for (heads,) in own],
                 biases=[(leaf.detach(), grad) for leaf, grad in zip(ops.biases, gradient[2], strict=True)],
-                readout=readout_of(x.shape[0]),
-                prefix=prefix,
-                grid=grid,
+                readout=(sum(gathered) / len(gathered))[0] if gathered else parts.readout(x.shape[0]),
+                prefix=parts.prefix,
+                grid=_grid(pixels, x.shape[0] - parts.prefix),
+                pool=gathered,
+                pool_grad=[_unseen(g, parts) for g in gradient[-1]],
             )
         )
     return runs
+
+
+def _unseen(row: Tensor, parts: Parts) -> Tensor:
+    """A row over the tokens that the pool sees, with zeros for those that it does not."""
+    skip = 0 if parts.pool is None else parts.pool.skip
+    return torch.cat([torch.zeros(len(row), skip, dtype=row.dtype), row], dim=1)
+
+
+def _grid(pixels: Tensor, patches: int) -> tuple[int, int]:
+    """Rows and columns of the patches: as oblong as the image."""
+    rows = round(math.sqrt(patches * pixels.shape[1] / pixels.shape[2]))
+    return rows, patches // rows
 
 
 def _gradients(score: Tensor, *groups: list[Tensor]) -> list[list[Tensor]]:
@@ -185,56 +242,41 @@ def _gradients(score: Tensor, *groups: list[Tensor]) -> list[list[Tensor]]:
     return [[next(flat) for _ in group] for group in groups]
 
 
-def _embed(model: nn.Module, first: nn.Module, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Tokens entering the first block as a function of the pixels, and the patch grid."""
-    seen: list[Tensor] = []
-    convolution = next(part for part in model.modules() if isinstance(part, nn.Conv2d))
-    handle = first.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )
-    model(pixels[None])
-    handle.remove()
-    rows, columns = (side // step for side, step in zip(pixels.shape[1:], convolution.stride, strict=True))
-    return seen[0][0], (rows, columns)
-
-
-def _block(ops: Explicit, name: str, module: Any, block: Weights, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    no_norm = nn.Identity()
-    norm1, norm2, q_norm, k_norm = {
-        "timm": lambda: (module.norm1, module.norm2, module.attn.q_norm, module.attn.k_norm),
-        "torchvision": lambda: (module.ln_1, module.ln_2, no_norm, no_norm),
-        "transformers": lambda: _hugging_norms(module, no_norm),
-    }[name.split("-")[0]]()
-    added, matrices = ops.attend(ops.norm(norm1, x), block, (q_norm, k_norm))
+def _block(ops: Explicit, block: Weights, x: Tensor, given: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    added, matrices = ops.attend(ops.norm(block.norm1, x), block, given)
+    added = ops.norm(block.branch1, added)
     x = x + (added if block.scale1 is None else added * block.scale1)
-    added = ops.feed_forward(module.mlp, ops.norm(norm2, x))
+    added = ops.norm(block.branch2, ops.feed_forward(block.ffn, ops.norm(block.norm2, x)))
     return x + (added if block.scale2 is None else added * block.scale2), matrices
 
 
-def _hugging_norms(module: Any, no_norm: nn.Module) -> tuple[Any, Any, Any, Any]:
-    if hasattr(module, "norm1"):
-        return module.norm1, module.norm2, no_norm, no_norm
-    return module.layernorm_before, module.layernorm_after, no_norm, no_norm
-
-
-def _tail(ops: Explicit, name: str, model: Any, x: Tensor, prefix: int) -> Tensor:
+def _tail(ops: Explicit, name: str, model: Any, x: Tensor, parts: Parts) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the attention of a pool."""
+    prefix = parts.prefix
     if name.startswith("torchvision"):
-        return ops.linear(model.heads[0], ops.norm(model.encoder.ln, x)[0])
+        return ops.linear(model.heads[0], ops.norm(model.encoder.ln, x)[0]), []
     if name.startswith("timm"):
-        x = ops.norm(model.norm, x)
-        if hasattr(model, "head_dist"):
-            return (ops.linear(model.head, x[0]) + ops.linear(model.head_dist, x[1])) / 2
-        if model.global_pool == "token":
-            pooled = x[0]
-        else:
-            pooled = x.mean(0) if model.pool_include_prefix else x[prefix:].mean(0)
-        return ops.linear(model.head, ops.norm(model.fc_norm, pooled))
+        return _timm_tail(ops, model, x, parts)
     x = ops.norm(getattr(model, model.base_model_prefix).layernorm, x)
     if "dinov2" in name:
-        return ops.linear(model.classifier, torch.cat([x[0], x[prefix:].mean(0)]))
+        return ops.linear(model.classifier, torch.cat([x[0], x[prefix:].mean(0)])), []
     if "teacher" in name:
-        return (ops.linear(model.cls_classifier, x[0]) + ops.linear(model.distillation_classifier, x[1])) / 2
-    return ops.linear(model.classifier, x[0])
+        return (ops.linear(model.cls_classifier, x[0]) + ops.linear(model.distillation_classifier, x[1])) / 2, []
+    return ops.linear(model.classifier, x[0]), []
+
+
+def _timm_tail(ops: Explicit, model: Any, x: Tensor, parts: Parts) -> tuple[Tensor, list[Tensor]]:
+    if parts.pool is not None:
+        pooled, matrices = ops.gather(x, parts.pool)
+        return ops.linear(model.head, ops.norm(model.fc_norm, pooled)), matrices
+    x = ops.norm(model.norm, x)
+    if hasattr(model, "head_dist"):
+        return (ops.linear(model.head, x[0]) + ops.linear(model.head_dist, x[1])) / 2, []
+    if model.global_pool == "token":
+        pooled = x[0]
+    else:
+        pooled = x.mean(0) if getattr(model, "pool_include_prefix", False) else x[parts.prefix :].mean(0)
+    return ops.linear(model.head, ops.norm(model.fc_norm, pooled)), []
 
 
 # --- the methods ------------------------------------------------------------------------------------------------
@@ -243,9 +285,12 @@ def _tail(ops: Explicit, name: str, model: Any, x: Tensor, prefix: int) -> Tenso
 def gradcam(run: Run, *, relu: bool = True) -> Tensor:
     """Head weights from the patch columns of the readout's gradient; mean over heads, then positive part."""
     total = torch.zeros_like(run.readout)
-    for a, g in zip(run.A[-1], run.A_grad[-1], strict=True):
-        total = total + (run.readout @ g)[run.prefix :].mean() * (run.readout @ a)
-    total = total / len(run.A[-1])
+    # Where a pool follows the blocks, its attention is the last, and its one query the readout.
+    row = torch.ones(1, dtype=torch.float64) if run.pool else run.readout
+    last, grads = (run.pool, run.pool_grad) if run.pool else (run.A[-1], run.A_grad[-1])
+    for a, g in zip(last, grads, strict=True):
+        total = total + (row @ g)[run.prefix :].mean() * (row @ a)
+    total = total / len(last)
     return total.clamp(min=0) if relu else total
 
 

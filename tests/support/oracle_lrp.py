@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from tests.support.oracle import Oracle, Weights, _take_apart
+from tests.support.oracle import Oracle
+from tests.support.oracle_families import Weights, normalise, take_apart
 
 __all__ = ["Relevance", "partial_lrp", "propagate", "transformer_attribution"]
 
@@ -88,14 +89,14 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _forward(x: Tensor, block: Weights, fc1: nn.Linear, fc2: nn.Linear) -> Kept:
-    normed = block.norm1(x)
+    normed = normalise(block.norm1, x)
     q, k, v = (list(_affine(normed, *part).chunk(block.heads, 1)) for part in (block.q, block.k, block.v))
-    q, k = [block.q_norm(part) for part in q], [block.k_norm(part) for part in k]
+    q, k = [normalise(block.q_norm, part) for part in q], [normalise(block.k_norm, part) for part in k]
     a = [torch.softmax(qh @ kh.T / qh.shape[1] ** 0.5, 1) for qh, kh in zip(q, k, strict=True)]
     mixed = torch.cat([ah @ vh for ah, vh in zip(a, v, strict=True)], 1)
     attended = _affine(mixed, *block.o) * (1 if block.scale1 is None else block.scale1)
     mid = x + attended
-    mid_normed = block.norm2(mid[None])[0]
+    mid_normed = normalise(block.norm2, mid)
     hidden = _affine(mid_normed, fc1.weight, fc1.bias)
     active = gelu(hidden)
     added = _affine(active, fc2.weight, fc2.bias) * (1 if block.scale2 is None else block.scale2)
@@ -203,7 +204,8 @@ def propagate(
 ) -> list[Relevance]:
     """One ``Relevance`` per image; ``run`` gives the tokens that enter the first block."""
     model = copy.deepcopy(model).double().eval()
-    blocks, weights, tail, _, _ = _take_apart(name, model)
+    parts = take_apart(name, model)
+    blocks, weights, tail = parts.blocks, parts.weights, parts.tail
     linears = [_feed_forward(name, block) for block in blocks]
     found = []
     with torch.no_grad():

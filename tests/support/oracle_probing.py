@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.support.oracle import Oracle, _explicit_block, _take_apart
+from tests.support.oracle import Oracle, _explicit_block, _gather, _transformed
+from tests.support.oracle_families import embedded, normalise, take_apart
 
 __all__ = ["BlockMean", "beyond_intuition", "integrated_gradients", "rise", "tis", "vit_cx"]
 
@@ -22,7 +23,13 @@ class Plain:
     def __init__(self, name: str, model: nn.Module) -> None:
         self.name = name
         self.module = copy.deepcopy(model).double().eval()
-        self.blocks, self.weights, self.tail, self.readout, self.prefix = _take_apart(name, self.module)
+        parts = take_apart(name, self.module)
+        self.blocks, self.weights, self.prefix = parts.blocks, parts.weights, parts.prefix
+        self.pool, self._tail = parts.pool, parts.tail
+        self.given: list[dict] = []  # what the blocks are called with beside the tokens
+
+    def tail(self, tokens: Tensor) -> Tensor:
+        return self._tail(tokens) if self.pool is None else _gather(tokens[0], self.pool)[0][None]
 
     def logits(self, image: Tensor) -> Tensor:
         output = self.module(image[None])
@@ -34,22 +41,17 @@ class Plain:
 
     def entering(self, image: Tensor) -> Tensor:
         """Tokens (n, w) that enter the first block."""
-        found: list[Tensor] = []
-        handle = self.blocks[0].register_forward_pre_hook(
-            lambda _, args, kwargs: found.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
         with torch.no_grad():
-            self.module(image[None])
-        handle.remove()
-        return found[0][0]
+            tokens, self.given = embedded(self.blocks, self.module, image[None])
+        return tokens[0]
 
-    def streams(self, tokens: Tensor) -> list[Tensor]:
-        """Tokens before every block and after the last."""
+    def streams(self, tokens: Tensor, places: list[int] | None = None) -> list[Tensor]:
+        """Tokens before every block and after the last; ``places`` are the patches that they belong to."""
         found = [tokens]
         with torch.no_grad():
-            for block in self.weights:
+            for block, given in zip(self.weights, self.given, strict=True):
                 # A copy without graph: the explicit block asks for the gradient of its attention.
-                found.append(_explicit_block(found[-1], block)[0].detach())
+                found.append(_explicit_block(found[-1], block, given, places)[0].detach())
         return found
 
     def grid(self, image: Tensor) -> tuple[int, int]:
@@ -180,28 +182,34 @@ def beyond_intuition(
         perception = torch.eye(n, dtype=torch.float64)
         for step, grads in list(zip(trail, whole.grads[index], strict=True))[start:]:
             attention = [a.detach() for a in step.A]
-            if form == "h":
-                importance = [float((a.T @ g).abs().mean()) for a, g in zip(attention, grads, strict=True)]
-                move = sum(i / sum(importance) * a for i, a in zip(importance, attention, strict=True))
-            else:
-                move = sum(attention) / heads @ torch.diag(_length_ratio(step))
+            values = [_transformed(step, head, True, False) for head in range(heads)]
+            move = _move(form, attention, grads, values, step.E)
+            for denominators in step.divided if form == "t" else ():
+                move = move / denominators[:, None]
             perception = perception + move @ perception
-        feedback = torch.zeros(n, n, dtype=torch.float64)
-        for head in range(heads):
-            mean = sum(run.grads[index][-1][head] for run in path) / steps
-            feedback = feedback + mean.clamp(min=0) / heads
-        maps.append(whole.readout @ (feedback * perception))
+        last = [run.grads[index][-1] for run in path]
+        if whole.pools is not None:  # one more step, of a query that is no token
+            pool, d = whole.pools[index], whole.pools[index].V[0].shape[1]
+            attention, last = [a.detach()[None] for a in pool.A], [run.pool_grads[index] for run in path]
+            values = [v @ pool.o[:, h * d : (h + 1) * d].T for h, v in enumerate(pool.V)]
+            perception = _move(form, attention, [g[None] for g in last[-1]], values, pool.E) @ perception
+            last = [[g[None] for g in grads] for grads in last]
+        feedback = torch.zeros_like(perception)
+        for head in range(len(last[0])):
+            mean = sum(grads[head] for grads in last) / steps
+            feedback = feedback + mean.clamp(min=0) / len(last[0])
+        row = whole.row(index) if whole.pools is None else torch.ones(1, dtype=torch.float64)
+        maps.append(row @ (feedback * perception))
     return torch.stack(maps).detach()
 
 
-def _length_ratio(step) -> Tensor:
-    ratios, d = [], step.V[0].shape[1]
-    for token in range(step.E.shape[0]):
-        value = sum(step.weights.o[0][:, h * d : (h + 1) * d] @ v[token] for h, v in enumerate(step.V))
-        if step.weights.scale1 is not None:
-            value = value * step.weights.scale1
-        ratios.append(float(value.detach().norm() / step.E[token].norm()))
-    return torch.tensor(ratios, dtype=torch.float64)
+def _move(form: str, attention: list[Tensor], grads: list[Tensor], values: list[Tensor], before: Tensor) -> Tensor:
+    if form == "h":
+        importance = [float((a.T @ g).abs().sum()) for a, g in zip(attention, grads, strict=True)]
+        return sum(i / sum(importance) * a for i, a in zip(importance, attention, strict=True))
+    together = sum(values).detach()
+    ratios = [float(after.norm() / token.norm()) for after, token in zip(together, before, strict=True)]
+    return sum(attention) / len(attention) @ torch.diag(torch.tensor(ratios, dtype=torch.float64))
 
 
 # --- TIS --------------------------------------------------------------------------------------------------------
@@ -239,7 +247,7 @@ def tis(
                 [entering[i] for i in range(plain.prefix)] + [entering[plain.prefix + j] for j in inside]
             )
             with torch.no_grad():
-                score = float(torch.softmax(plain.tail(plain.streams(tokens)[-1][None])[0], 0)[target])
+                score = float(torch.softmax(plain.tail(plain.streams(tokens, inside)[-1][None])[0], 0)[target])
             for j in inside:
                 weighted[j] += score
                 covered[j] += 1
@@ -279,7 +287,8 @@ def vit_cx(
     for image, target in zip(images.double(), targets, strict=True):
         entering = plain.streams(plain.entering(image))[-2]
         with torch.no_grad():
-            features = plain.weights[-1].norm1(entering)[plain.prefix :].numpy()
+            norm = plain.weights[-1].norm1 or nn.LayerNorm(entering.shape[1], eps=1e-6, dtype=entering.dtype)
+            features = normalise(norm, entering)[plain.prefix :].numpy()
         grid, size = plain.grid(image), image.shape[1:]
         masks = _to_unit_range([_bilinear(features[:, w].reshape(grid), *size) for w in range(features.shape[1])])
         flat = np.stack([m.ravel() / np.linalg.norm(m) for m in masks])

@@ -17,6 +17,7 @@ class Specimen:
 
     make: Callable[[], nn.Module]
     size: tuple[int, int] = (32, 32)
+    seed: int = 0  # some draws make gradients so steep that float32 loses a digit
 
 
 def _timm(name: str = "vit_tiny_patch16_224", **arguments: object) -> Callable[[], nn.Module]:
@@ -29,6 +30,13 @@ def _timm(name: str = "vit_tiny_patch16_224", **arguments: object) -> Callable[[
         return timm.create_model(name, **{**defaults, **arguments})
 
     return make
+
+
+def _aimv2() -> nn.Module:
+    # RMSNorm and SwiGLU; the gradient oracle differentiates the embedding plainly, so no norm may stand there.
+    model = _timm("aimv2_large_patch14_224", proj_bias=True)()
+    model.patch_embed.norm = nn.Identity()
+    return model
 
 
 def _hf(kind: str, **arguments: object) -> Callable[[], nn.Module]:
@@ -67,6 +75,14 @@ ZOO: dict[str, Specimen] = {
     "timm-gap": Specimen(_timm(global_pool="avg", class_token=False)),
     "timm-gap-registers": Specimen(_timm(global_pool="avg", class_token=False, reg_tokens=2)),
     "timm-gap-of-all": Specimen(_timm(global_pool="avg", reg_tokens=2, pool_include_prefix=True)),
+    "timm-eva02": Specimen(
+        _timm("eva02_tiny_patch14_224", scale_mlp=True, scale_attn_inner=True, qkv_fused=False, global_pool="token")
+    ),
+    "timm-dinov3": Specimen(_timm("vit_small_patch16_dinov3", global_pool="token", num_reg_tokens=2, init_values=0.5)),
+    "timm-beit": Specimen(_timm("beit_base_patch16_224")),
+    "timm-post-norm": Specimen(_timm("vit_base_patch16_rpn_224", class_token=True, global_pool="token"), seed=2),
+    "timm-aimv2": Specimen(_aimv2),
+    "timm-map-registers": Specimen(_timm("vit_so150m_patch16_reg4_map_256", reg_tokens=2, qkv_bias=True)),
     "transformers-vit": Specimen(_hf("ViTForImageClassification")),
     "transformers-deit": Specimen(_hf("DeiTForImageClassification")),
     "transformers-deit-teacher": Specimen(_hf("DeiTForImageClassificationWithTeacher")),
@@ -77,18 +93,19 @@ ZOO: dict[str, Specimen] = {
 }
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
+def build(name: str, seed: int | None = None) -> nn.Module:
     """Build a specimen in eval mode, every parameter drawn anew."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(ZOO[name].seed if seed is None else seed)
         model = ZOO[name].make().eval()
-        gains = {id(part.weight) for part in model.modules() if isinstance(part, nn.LayerNorm)}
+        norms = (part for part in model.modules() if isinstance(part, nn.LayerNorm) or "RmsNorm" in type(part).__name__)
+        gains = {id(part.weight) for part in norms}
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 noise = torch.randn_like(parameter)
                 if id(parameter) in gains:
                     parameter.copy_(1 + 0.2 * noise)
-                elif key.endswith(("gamma", "lambda1")):
+                elif key.endswith(("gamma", "gamma_1", "gamma_2", "lambda1")):
                     parameter.copy_(0.5 + 0.3 * noise)
                 else:
                     parameter.copy_(0.25 * noise)

@@ -16,6 +16,7 @@ __all__ = [
     "layer_norm_scale_constant",
     "product_halved",
     "rms_norm_scale_constant",
+    "rsqrt_constant",
     "scale_gradient",
     "sigmoid_constant",
     "silu_gate_constant",
@@ -153,6 +154,11 @@ def rms_norm_scale_constant(
     return normed
 
 
+def rsqrt_constant(input: Tensor) -> Tensor:  # noqa: A002
+    """The denominator of an RMSNorm that a model spells out, ``x * rsqrt(mean(x²) + ε)``, as a constant."""
+    return torch.rsqrt(input).detach()
+
+
 def attention_constant(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Scaled-dot-product attention whose probabilities count as constants: only the values get a gradient."""
     return F.scaled_dot_product_attention(query.detach(), key.detach(), value, *args, **kwargs)
@@ -176,6 +182,8 @@ BALANCED: Mapping[Any, Callable[..., Any]] = {
     Tensor.tanh: tanh_ratio,
     F.layer_norm: layer_norm_scale_constant,
     F.rms_norm: rms_norm_scale_constant,
+    torch.rsqrt: rsqrt_constant,
+    Tensor.rsqrt: rsqrt_constant,
     torch.mul: product_halved,
     Tensor.mul: product_halved,
 }

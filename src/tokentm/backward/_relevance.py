@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from tokentm.backward._functions import rsqrt_constant
+
 __all__ = ["divided", "relevance_handlers"]
 
 _EPSILON = 1e-9  # the public code's own
@@ -279,8 +281,9 @@ def _convolved(separate: bool) -> Handler:
 
 
 _UNCHANGED = (
-    F.gelu, F.silu, F.relu, F.mish, F.layer_norm, F.rms_norm, F.softmax, torch.softmax, torch.Tensor.softmax,
-    torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh,
+    F.gelu, F.silu, F.relu, F.mish, F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm,
+    F.softmax, torch.softmax, torch.Tensor.softmax,
+    torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh, torch.neg, torch.Tensor.neg,
 )  # fmt: skip
 
 
@@ -299,6 +302,7 @@ def relevance_handlers(*, separate: bool, renormalise: bool) -> dict[Any, Handle
     handlers |= {func: _multiplied(func, halved=False) for func in (torch.div, torch.Tensor.div)}
     handlers |= dict.fromkeys((torch.mean, torch.Tensor.mean), _averaged)
     handlers[F.scaled_dot_product_attention] = _attended
+    handlers |= dict.fromkeys((torch.rsqrt, torch.Tensor.rsqrt), rsqrt_constant)  # an RMSNorm spelled out
     handlers = {func: _in_float64(handler) for func, handler in handlers.items()}
     handlers |= dict.fromkeys((torch.matmul, torch.Tensor.matmul), _multiplied_by_matrix(separate))
     return handlers | {F.linear: _linear(separate), torch.conv2d: _convolved(separate)}

@@ -1,8 +1,14 @@
 """Conservative propagation: attention and LayerNorm denominators constant."""
 
+import torch
 import torch.nn.functional as F
 
-from tokentm.backward._functions import attention_constant, layer_norm_scale_constant, rms_norm_scale_constant
+from tokentm.backward._functions import (
+    attention_constant,
+    layer_norm_scale_constant,
+    rms_norm_scale_constant,
+    rsqrt_constant,
+)
 from tokentm.backward.registry import BACKWARD, BackwardRule, Rule
 
 __all__ = ["Conservative"]
@@ -19,6 +25,8 @@ class Conservative(BackwardRule):
         F.scaled_dot_product_attention: attention_constant,
         F.layer_norm: layer_norm_scale_constant,
         F.rms_norm: rms_norm_scale_constant,
+        torch.rsqrt: rsqrt_constant,
+        torch.Tensor.rsqrt: rsqrt_constant,
     }
 
 

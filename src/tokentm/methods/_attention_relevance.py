@@ -12,7 +12,7 @@ __all__ = ["weighted_relevance"]
 
 
 def weighted_relevance(
-    block: BlockTrace, row: Float[Tensor, "b n"], gradient: BlockTrace | None = None
+    block: BlockTrace, row: Float[Tensor, "b m"], gradient: BlockTrace | None = None
 ) -> Float[Tensor, "b h n"]:
     """``s_hj = Σ_i row_i · (∇A_h ⊙ R_A)⁺_ij`` for every head and key token.
 

@@ -30,7 +30,7 @@ def attention_rows(block: BlockTrace, start: int, stop: int, dtype: torch.dtype)
     return scores.softmax(-1)
 
 
-def weighted_attention(block: BlockTrace, row: Float[Tensor, "b n"], *, gradient: bool) -> Float[Tensor, "b h n"]:
+def weighted_attention(block: BlockTrace, row: Float[Tensor, "b m"], *, gradient: bool) -> Float[Tensor, "b h n"]:
     """``s_hj = Σ_i row_i · relu(∇A_h)_ij · (A_h)_ij`` for every head and key token.
 
     Args:
@@ -51,7 +51,7 @@ def weighted_attention(block: BlockTrace, row: Float[Tensor, "b n"], *, gradient
 
 
 def weighted_gradient(
-    block: BlockTrace, grad: Float[Tensor, "b h n d"], row: Float[Tensor, "b n"]
+    block: BlockTrace, grad: Float[Tensor, "b h m d"], row: Float[Tensor, "b m"]
 ) -> Float[Tensor, "b h n"]:
     """``s_hj = Σ_i row_i · relu(∇A_h)_ij`` for every head and key token.
 
@@ -73,12 +73,12 @@ def _positive_rows(grad: Tensor, values: Tensor, start: int, stop: int) -> Float
 
 
 def weighted_sum(
-    block: BlockTrace, row: Float[Tensor, "b n"], rows_of: Callable[[int, int], Tensor]
+    block: BlockTrace, row: Float[Tensor, "b m"], rows_of: Callable[[int, int], Tensor]
 ) -> Float[Tensor, "b h n"]:
     """``Σ_i row_i M_ij`` of an N×N matrix per head that ``rows_of(start, stop)`` makes a few rows of at a time."""
     used = row.ne(0).any(0).nonzero().flatten()
     start, stop = (int(used[0]), int(used[-1]) + 1) if used.numel() else (0, 0)
-    batch, heads, tokens, _ = block.q.shape
+    batch, heads, tokens, _ = block.k.shape
     total = row.new_zeros(batch, heads, tokens)
     rows = max(1, _TILE_BYTES // (batch * heads * tokens * row.element_size()))
     for low in range(start, stop, rows):

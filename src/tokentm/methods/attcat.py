@@ -33,7 +33,7 @@ def attcat(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: A
 
     Departs from the paper: nowhere; attention and tokens are those of the same block, tokens as they enter it.
     """
-    everyone = torch.full_like(trace.start_row, 1 / trace.readout.shape[0])
+    everyone = torch.full_like(trace.start_row, 1 / trace.readout.shape[1])
     relevance = torch.zeros_like(everyone)
     for block in trace.blocks:
         contribution = (block.tokens_in.to(everyone.dtype) * block.tokens_grad.to(everyone.dtype)).sum(-1)

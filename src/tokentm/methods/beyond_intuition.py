@@ -71,6 +71,8 @@ def beyond_intuition_h(trace: Trace, options: BeyondIntuitionConfig, probe: Prob
     """
     places = _readout_places(trace)
     rows = _unit_rows(trace, places)
+    if trace.pool is not None:
+        rows = _mixed(trace.pool, rows, _head_importance(trace.pool, rows.dtype))
     for block in reversed(trace.blocks[_start(trace, options, len(trace.blocks) // 4) :]):
         rows = rows + _mixed(block, rows, _head_importance(block, rows.dtype))
     return _weigh(trace, places, rows * _feedback(trace, options, probe, places))
@@ -108,8 +110,12 @@ def beyond_intuition_t(trace: Trace, options: BeyondIntuitionConfig, probe: Prob
     rows = _unit_rows(trace, places)
     batch, heads = trace.blocks[0].q.shape[:2]
     even = rows.new_full((batch, heads), 1 / heads)
+    if trace.pool is not None:
+        pooled = rows.new_full(trace.pool.q.shape[:2], 1 / trace.pool.q.shape[1])
+        rows = _mixed(trace.pool, rows, pooled) * _length_ratio(trace.pool, rows.dtype)[:, None]
     for block in reversed(trace.blocks[_start(trace, options, len(trace.blocks) // 2) :]):
-        rows = rows + _mixed(block, rows, even) * _length_ratio(block, rows.dtype)[:, None]
+        scaled = rows if block.query_scale is None else rows * block.query_scale.to(rows.dtype)[:, None]
+        rows = rows + _mixed(block, scaled, even) * _length_ratio(block, rows.dtype)[:, None]
     return _weigh(trace, places, rows * _feedback(trace, options, probe, places))
 
 
@@ -122,29 +128,32 @@ def _start(trace: Trace, options: BeyondIntuitionConfig, default: int) -> int:
 
 def _readout_places(trace: Trace) -> Int[Tensor, "r"]:
     """Tokens that the score is read from: F and R multiply element by element, so each of them keeps its own row."""
-    return trace.readout.nonzero().flatten().to(trace.logits.device)
+    row = trace.last_attention[1]
+    return row[0].nonzero().flatten()
 
 
-def _unit_rows(trace: Trace, places: Int[Tensor, "r"]) -> Float[Tensor, "b r n"]:
-    rows = torch.zeros(len(places), len(trace.readout), device=places.device, dtype=trace.dtype)
+def _unit_rows(trace: Trace, places: Int[Tensor, "r"]) -> Float[Tensor, "b r m"]:
+    queries = trace.last_attention[1].shape[1]
+    rows = torch.zeros(len(places), queries, device=places.device, dtype=trace.dtype)
     return rows.scatter_(1, places[:, None], 1).expand(len(trace.images), -1, -1)
 
 
 def _weigh(trace: Trace, places: Int[Tensor, "r"], rows: Float[Tensor, "b r n"]) -> Float[Tensor, "b n"]:
-    return torch.einsum("r,brn->bn", trace.readout.to(places.device, rows.dtype)[places], rows)
+    return torch.einsum("br,brn->bn", trace.last_attention[1].to(rows.dtype)[:, places], rows)
 
 
-def _tiles(block: BlockTrace, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
-    """Bounds of the query rows whose attention is held at once."""
-    batch, heads, tokens, _ = block.q.shape
+def _tiles(block: BlockTrace, dtype: torch.dtype, keys: bool = False) -> Iterator[tuple[int, int]]:
+    """Bounds of the query (or key) rows whose products with all keys are held at once."""
+    batch, heads, tokens, _ = block.k.shape
     rows = max(1, _TILE_BYTES // (batch * heads * tokens * dtype.itemsize))
-    for low in range(0, tokens, rows):
-        yield low, min(low + rows, tokens)
+    count = tokens if keys else block.q.shape[2]
+    for low in range(0, count, rows):
+        yield low, min(low + rows, count)
 
 
-def _mixed(block: BlockTrace, rows: Float[Tensor, "b r n"], heads: Float[Tensor, "b h"]) -> Float[Tensor, "b r n"]:
+def _mixed(block: BlockTrace, rows: Float[Tensor, "b r m"], heads: Float[Tensor, "b h"]) -> Float[Tensor, "b r n"]:
     """``rows @ Σ_h heads_h A_h``."""
-    total = torch.zeros_like(rows)
+    total = rows.new_zeros(*rows.shape[:2], block.k.shape[2])
     for low, high in _tiles(block, rows.dtype):
         attention = torch.einsum("bh,bhin->bin", heads, attention_rows(block, low, high, rows.dtype))
         total += rows[:, :, low:high] @ attention
@@ -154,11 +163,11 @@ def _mixed(block: BlockTrace, rows: Float[Tensor, "b r n"], heads: Float[Tensor,
 def _head_importance(block: BlockTrace, dtype: torch.dtype) -> Float[Tensor, "b h"]:
     """``Σ |A_hᵀ ∇A_h|`` as a share of all heads; ``∇A_h = dO_h V_hᵀ``, so that ``A_hᵀ dO_h`` is all that is kept."""
     grad, values = block.grad.to(dtype), block.v.to(dtype).transpose(-2, -1)
-    gathered = torch.zeros_like(grad)
+    gathered = torch.zeros_like(values.mT)
     for low, high in _tiles(block, dtype):
         gathered += attention_rows(block, low, high, dtype).transpose(-2, -1) @ grad[:, :, low:high]
     total = grad.new_zeros(grad.shape[:2])
-    for low, high in _tiles(block, dtype):
+    for low, high in _tiles(block, dtype, keys=True):
         total += (gathered[:, :, low:high] @ values).abs_().sum((-2, -1))
     everything = total.sum(1, keepdim=True)
     # Without any gradient no head is important; the map is then zero, never NaN.
@@ -169,6 +178,7 @@ def _length_ratio(block: BlockTrace, dtype: torch.dtype) -> Float[Tensor, "b n"]
     projection = block.proj_weight.to(dtype)
     if block.layer_scale is not None:
         projection = projection * block.layer_scale.to(dtype)[:, None]
+    # Values of all heads together, as the output projection takes them in.
     after = (block.v.to(dtype).transpose(1, 2).flatten(2) @ projection.T).norm(dim=-1)
     before = block.tokens_in.to(dtype).norm(dim=-1)
     ratio: Tensor = after / before.where(before > 0, torch.ones_like(before))
@@ -186,5 +196,5 @@ def _feedback(
 
 
 def _last_gradient(trace: Trace, places: Int[Tensor, "r"]) -> Float[Tensor, "b h r n"]:
-    last = trace.blocks[-1]
+    last = trace.last_attention[0]
     return last.grad[:, :, places].to(trace.dtype) @ last.v.to(trace.dtype).transpose(-2, -1)

@@ -28,9 +28,12 @@ def gae(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: ARG0
     Returns:
         Non-negative, (b, n), dimensionless; the readout's own share is in it.
 
-    Departs from the paper: nowhere for CLS heads; other readouts start from their own row.
+    Departs from the paper: nowhere for CLS heads; other readouts start from their own row, an attention pooling from
+    ``mean_h[(∇A ⊙ A)⁺]`` of its own attention.
     """
     row = trace.start_row
+    if trace.pool is not None:  # its query is no token: no identity beside its attention
+        row = weighted_attention(*trace.last_attention, gradient=True).mean(1)
     for block in reversed(trace.blocks):
         row = row + weighted_attention(block, row, gradient=True).mean(1)
     return row

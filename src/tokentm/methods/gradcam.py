@@ -33,9 +33,10 @@ def gradcam(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: 
         Non-negative, (b, n), in units of the logit. Only patch tokens enter the weights; prefix columns are filled by
         the same formula and mean nothing by themselves.
 
-    Departs from the paper: nowhere for CLS heads; other readouts take their own row.
+    Departs from the paper: nowhere for CLS heads; other readouts take their own row, and where an attention pooling
+    follows the blocks, that is the last attention.
     """
-    last, row = trace.blocks[-1], trace.start_row
+    last, row = trace.last_attention
     # Without a positive part the weighted row of dO Vᵀ is one row vector of weighted dO, times Vᵀ.
     gradient = torch.einsum("bn,bhnd->bhd", row, last.grad.to(row.dtype))[:, :, None]
     gradient = (gradient @ last.v.to(row.dtype).transpose(-2, -1)).squeeze(2)

@@ -35,7 +35,7 @@ def legrad(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: A
     tokens in every model and by default takes the last two layers; here each layer is pooled as the model itself pools
     its last one, and all layers count.
     """
-    everyone = torch.full_like(trace.start_row, 1 / trace.readout.shape[0])
+    everyone = torch.full_like(trace.start_row, 1 / trace.readout.shape[1])
     relevance = torch.zeros_like(everyone)
     for block in trace.blocks:
         relevance += weighted_gradient(block, block.layer_grad, everyone).mean(1)

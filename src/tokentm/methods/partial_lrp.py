@@ -33,6 +33,7 @@ def partial_lrp(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # no
         Non-negative, (b, n), dimensionless.
 
     Departs from the paper: Voita et al. use the relevance of whole heads, Chefer et al. made it a map; readouts other
-    than CLS take their own row.
+    than CLS take their own row, and where an attention pooling follows the blocks, that is the last attention.
     """
-    return weighted_relevance(trace.blocks[-1], trace.start_row).mean(1)
+    last, row = trace.last_attention
+    return weighted_relevance(last, row).mean(1)

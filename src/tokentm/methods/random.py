@@ -51,6 +51,6 @@ def random(trace: Trace, options: RandomConfig) -> Float[Tensor, "b n"]:
     maps = []
     for image in trace.images.float().cpu():
         key = zlib.crc32(image.contiguous().numpy().tobytes())
-        noise = np.random.default_rng([options.seed, key]).random(trace.readout.shape[0])
+        noise = np.random.default_rng([options.seed, key]).random(trace.readout.shape[1])
         maps.append(torch.from_numpy(noise))
     return torch.stack(maps).to(trace.logits.device, trace.dtype)

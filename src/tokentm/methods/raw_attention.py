@@ -28,6 +28,8 @@ def raw_attention(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # 
     Returns:
         Non-negative, (b, n), rows add up to 1.
 
-    Departs from the paper: nowhere for CLS heads; other readouts take their own row.
+    Departs from the paper: nowhere for CLS heads; other readouts take their own row, and where an attention pooling
+    follows the blocks, that is the last attention.
     """
-    return weighted_attention(trace.blocks[-1], trace.start_row, gradient=False).mean(1)
+    last, row = trace.last_attention
+    return weighted_attention(last, row, gradient=False).mean(1)

@@ -72,14 +72,23 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
     Departs from the paper: layer scale, which the paper's models lack, is folded into the transformation.
     """
     row = trace.start_row
+    if trace.pool is not None:  # its query is no token: no identity beside its attention
+        row = _attention_step(*trace.last_attention, options)
     for block in reversed(trace.blocks):
         if options.ffn:
             row = row * (1 + _ffn_weight(block, options, row.dtype))
-        summed = weighted_attention(block, row, gradient=True)
-        row = row + (_attention_weight(block, options, row.dtype) * summed).mean(1)
+        row = row + _attention_step(block, row, options)
     if options.init:
         row = row * trace.blocks[0].tokens_in.to(row.dtype).norm(dim=-1)
     return row
+
+
+def _attention_step(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTMConfig) -> Float[Tensor, "b n"]:
+    """``row · mean_h[relu(∇A_h) ⊙ (A_h diag(w^h))]``; denominators of norms behind the attention divide its rows."""
+    if block.query_scale is not None and options.length:
+        row = row * block.query_scale.to(row.dtype)
+    summed = weighted_attention(block, row, gradient=True)
+    return (_attention_weight(block, options, row.dtype) * summed).mean(1)
 
 
 def _ffn_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b n"]:

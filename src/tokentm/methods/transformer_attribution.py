@@ -55,13 +55,17 @@ def transformer_attribution(trace: Trace, options: TransformerAttributionConfig)
     Returns:
         Non-negative, (b, n), in units of the logit but for the identity, which the readout's own share carries.
 
-    Departs from the paper: the first block is left out, as in its scripts; readouts other than CLS take their own row.
+    Departs from the paper: the first block is left out, as in its scripts; readouts other than CLS take their own row,
+    an attention pooling starts from the same term of its own attention.
     """
     if options.start_block >= len(trace.blocks):
         raise InputError(
             f"start_block={options.start_block} leaves no block of {len(trace.blocks)}; give a smaller one."
         )
     row = trace.companion.start_row  # in float64, as the relevance
+    if trace.pool is not None and trace.companion.pool is not None:  # its query is no token: no identity
+        last, start = trace.companion.last_attention
+        row = weighted_relevance(last, start, gradient=trace.pool).mean(1)
     pairs = list(zip(trace.blocks, trace.companion.blocks, strict=True))
     for plain, relevance in reversed(pairs[options.start_block :]):
         row = row + weighted_relevance(relevance, row, gradient=plain).mean(1)

@@ -72,8 +72,9 @@ def vit_cx(trace: Trace, options: VitCxConfig, probe: Probe) -> Float[Tensor, "b
         Non-negative, (b, n), a probability; prefix tokens get 0.
 
     Departs from the paper: the LayerNorm is applied without its gain and offset, which the scaling to [0, 1] undoes
-    wherever the gain is positive. The authors' code divides the map by the number of masks besides, which changes no
-    order. Values below zero, which only noise can make, are cut off.
+    wherever the gain is positive, and also where a model's last block has an RMSNorm or no norm there. The authors'
+    code divides the map by the number of masks besides, which changes no order. Values below zero, which only noise
+    can make, are cut off.
     """
     images, dtype = trace.images, trace.dtype
     tokens = trace.blocks[-1].tokens_in.to(dtype)

@@ -6,7 +6,7 @@ named here; nothing else in the library knows how a family is built.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from tokentm.errors import ImageError, UnsupportedModelError
 from tokentm.models.transforms import ImageTransform
 from tokentm.registry import Registry
 
-__all__ = ["FAMILIES", "Anatomy", "BlockAnatomy", "Family", "Readout"]
+__all__ = ["FAMILIES", "Anatomy", "BlockAnatomy", "Family", "NormAnatomy", "PoolAnatomy", "Readout"]
 
 
 @final
@@ -69,6 +69,38 @@ class Readout:
         """The head reads CLS and the mean of the patches side by side (DINOv2 linear heads): half each."""
         return cls("cls + mean of patches", (0.5,) + (0.0,) * (num_prefix - 1), 0.5)
 
+    @classmethod
+    def attention_pool(cls) -> "Readout":
+        """A query that attends to the tokens; its row is read off its attention, image by image."""
+        return cls("attention pooling", (), 0.0)
+
+
+@final
+@dataclass(frozen=True)
+class NormAnatomy:
+    """A normalisation on the way of what attention adds to the stream.
+
+    With its denominator held constant it is a linear map of each token, ``diag(weight) · centring``, times
+    ``1 / denominator`` of that token.
+
+    Attributes:
+        module: Its first input is what it normalises, over the last axis.
+        centred: LayerNorm subtracts the mean, RMSNorm does not.
+        weight: Its gain, or None.
+        eps: Added to the variance or to the mean square; None for the smallest step of the type.
+    """
+
+    module: nn.Module
+    centred: bool
+    weight: Tensor | None
+    eps: float | None
+
+    def inverse_denominator(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n"]:
+        """One over what each token is divided by, float32 or wider."""
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        square = wide.var(-1, unbiased=False) if self.centred else wide.square().mean(-1)
+        return torch.rsqrt(square + (torch.finfo(x.dtype).eps if self.eps is None else self.eps))
+
 
 @final
 @dataclass(frozen=True)
@@ -82,6 +114,8 @@ class BlockAnatomy:
         ffn_out: Its output is what the feed-forward sub-block adds to the residual stream, after layer scale.
         proj: The attention's output projection; columns ``h*d:(h+1)*d`` of its weight (w, h*d) read head ``h``.
         layer_scale: The per-channel scale (w,) after ``proj``, or None where the block has none.
+        inner_norm: Normalises the concatenated heads before ``proj``, or None.
+        branch_norm: Normalises what ``proj`` gives before it is added to the stream (post-norm branches), or None.
     """
 
     block: nn.Module
@@ -90,14 +124,68 @@ class BlockAnatomy:
     ffn_out: nn.Module
     proj: nn.Linear
     layer_scale: Tensor | None
+    inner_norm: NormAnatomy | None = None
+    branch_norm: NormAnatomy | None = None
 
     def __post_init__(self) -> None:
-        # An adapter (LoRA) or a quantised layer computes more than weight @ x: its weight alone would be a lie.
-        if type(self.proj).forward is not nn.Linear.forward:
-            raise UnsupportedModelError(
-                f"The attention's output projection is a {type(self.proj).__name__}, expected a plain nn.Linear; "
-                "merge adapters or use the unquantised model."
-            )
+        _check_projection(self.proj)
+
+    @property
+    def norms(self) -> tuple[NormAnatomy, ...]:
+        """Those between the attention and the stream."""
+        return tuple(norm for norm in (self.inner_norm, self.branch_norm) if norm is not None)
+
+    def projection(self) -> Float[Tensor, "w hd"]:
+        """From the heads to the stream, before layer scale: ``proj`` with the norms around it folded in."""
+        return _folded(self.proj.weight.detach(), self.inner_norm, self.branch_norm)
+
+
+def _folded(
+    weight: Float[Tensor, "w hd"], inner: NormAnatomy | None, branch: NormAnatomy | None
+) -> Float[Tensor, "w hd"]:
+    """``branch · weight · inner``, each norm as the matrix that it is while its denominator is constant."""
+    if inner is not None:
+        matrix = _matrix(inner, weight.shape[1], weight)
+        weight = weight.to(matrix.dtype) @ matrix
+    if branch is not None:
+        matrix = _matrix(branch, weight.shape[0], weight)
+        weight = matrix @ weight.to(matrix.dtype)
+    return weight
+
+
+def _matrix(norm: NormAnatomy, width: int, like: Tensor) -> Float[Tensor, "w w"]:
+    """``diag(weight) · centring``, float32 or wider."""
+    eye = torch.eye(width, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+    matrix = eye - 1 / width if norm.centred else eye
+    return matrix if norm.weight is None else norm.weight.detach().to(eye.dtype)[:, None] * matrix
+
+
+@final
+@dataclass(frozen=True)
+class PoolAnatomy:
+    """A head that gathers the final tokens by an attention of its own.
+
+    Attributes:
+        module: Attention from the pooling queries to the tokens runs exactly once inside its forward.
+        proj: Its output projection.
+        skip: Leading tokens (prefix) that it does not see.
+    """
+
+    module: nn.Module
+    proj: nn.Linear
+    skip: int = 0
+
+    def __post_init__(self) -> None:
+        _check_projection(self.proj)
+
+
+def _check_projection(proj: Any) -> None:
+    # An adapter (LoRA) or a quantised layer computes more than weight @ x: its weight alone would be a lie.
+    if type(proj).forward is not nn.Linear.forward:
+        raise UnsupportedModelError(
+            f"The attention's output projection is a {type(proj).__name__}, expected a plain nn.Linear; "
+            "merge adapters or use the unquantised model."
+        )
 
 
 @final
@@ -108,7 +196,8 @@ class Anatomy:
     Attributes:
         family: The name under which the family is registered.
         blocks: In the order in which they run.
-        patch_embed: The module whose output (b, w, gy, gx) shows the real patch grid of this input.
+        patch_embed: The module whose output shows the real patch grid of this input: its last two axes if it has
+            four (b, w, gy, gx), or the second entry of a pair.
         num_prefix: Tokens before the patch tokens.
         readout: How the class score is read from the final tokens.
         num_classes: Width of the logits.
@@ -120,6 +209,11 @@ class Anatomy:
         fused_hint: How to switch on fused attention, said when the attention cannot be seen.
         switches: Attributes to set for the length of a recording, as (module, attribute, value): things that
             change how autograd runs and not what is computed, like gradient checkpointing.
+        pool: The attention by which the head gathers the final tokens, or None for the other readouts.
+        positions: Names of the blocks' arguments that hold one row per patch token (rotary embeddings), as tensors
+            (…, n, d) or tuples of such; they are cut when only some patch tokens enter.
+        thawed: Parameters that are not frozen for a recording: from them comes a bias on the attention's scores, and
+            PyTorch takes another kernel, with another last bit, when that bias needs gradients.
     """
 
     family: str
@@ -135,6 +229,9 @@ class Anatomy:
     tail: Callable[[Tensor], Tensor]
     fused_hint: str
     switches: tuple[tuple[nn.Module, str, Any], ...] = ()
+    pool: PoolAnatomy | None = None
+    positions: tuple[str, ...] = ()
+    thawed: tuple[Tensor, ...] = ()
 
     def check_images(self, channels: int, height: int, width: int) -> None:
         """Raise ``ImageError`` for images that the model refuses, or whose edge its patch grid would cut off or pad."""
@@ -149,6 +246,7 @@ class Anatomy:
             )
 
 
+@runtime_checkable
 class Family(Protocol):
     """One source of models. A new family is one file in ``models/families/`` that registers one of these."""
 

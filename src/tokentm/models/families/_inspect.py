@@ -2,9 +2,14 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["derives_from", "head_width", "qualified"]
+from tokentm.errors import UnsupportedModelError
+from tokentm.models.anatomy import NormAnatomy
+
+__all__ = ["bias_tables", "derives_from", "head_width", "norm_anatomy", "qualified"]
+
+_RMS_NORMS = ("timm.layers.norm.RmsNorm", "timm.layers.norm.RmsNormFp32", "torch.nn.modules.normalization.RMSNorm")
 
 
 def qualified(kind: type) -> str:
@@ -27,3 +32,27 @@ def head_width(head: Any, declared: int) -> int:
         return 0
     layers = [part for part in head.modules() if isinstance(part, nn.Linear)]
     return layers[-1].out_features if layers else declared
+
+
+def bias_tables(model: nn.Module) -> tuple[Tensor, ...]:
+    """Parameters from which a model makes the relative position bias of its attention."""
+    names = ("relative_position_bias", "rel_pos")
+    return tuple(part for key, part in model.named_parameters() if any(name in key for name in names))
+
+
+def norm_anatomy(module: Any, where: str) -> NormAnatomy | None:
+    """A LayerNorm or RMSNorm on the way of what attention adds; None for an identity.
+
+    Raises:
+        UnsupportedModelError: Any other normalisation.
+    """
+    if module is None or isinstance(module, nn.Identity):
+        return None
+    weight: Tensor | None = getattr(module, "weight", None)
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return NormAnatomy(module, True, weight, module.eps)
+    if derives_from(module, *_RMS_NORMS):
+        return NormAnatomy(module, False, weight, module.eps)  # RMSNorm of PyTorch may leave eps to the type
+    raise UnsupportedModelError(
+        f"{where} normalises its attention output with {qualified(type(module))}; LayerNorm and RMSNorm work."
+    )

@@ -1,4 +1,4 @@
-"""transformers ViT, DeiT and DINOv2 (with registers) for image classification."""
+"""transformers ViT (and MAE fine-tuned), ViT-MSN, I-JEPA, DeiT, BEiT, DINOv2 (with registers), classification."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, Anatomy, BlockAnatomy, Readout
-from tokentm.models.families._inspect import derives_from, head_width, qualified
+from tokentm.models.families._inspect import bias_tables, derives_from, qualified
+from tokentm.models.families._transformers import (
+    FUSED_HINT,
+    class_names,
+    logits_of,
+    num_classes_of,
+    pair,
+    patch_projection,
+)
 from tokentm.models.transforms import ImageTransform
 
 __all__ = ["TransformersViT"]
@@ -26,37 +34,105 @@ class _Layer:
     layer_scale: str | None
 
 
+Tail = Callable[[Any, Tensor, int], Tensor]
+
+
+def _cls_tail(model: Any, normed: Tensor, _: int) -> Tensor:
+    logits: Tensor = model.classifier(normed[:, 0])
+    return logits
+
+
+def _mean_tail(model: Any, normed: Tensor, num_prefix: int) -> Tensor:
+    logits: Tensor = model.classifier(normed[:, num_prefix:].mean(dim=1))
+    return logits
+
+
+def _teacher_tail(model: Any, normed: Tensor, _: int) -> Tensor:
+    averaged: Tensor = (model.cls_classifier(normed[:, 0]) + model.distillation_classifier(normed[:, 1])) / 2
+    return averaged
+
+
+def _both_tail(model: Any, normed: Tensor, num_prefix: int) -> Tensor:
+    logits: Tensor = model.classifier(torch.cat([normed[:, 0], normed[:, num_prefix:].mean(dim=1)], dim=1))
+    return logits
+
+
+def _beit_tail(model: Any, normed: Tensor, _: int) -> Tensor:
+    logits: Tensor = model.classifier(model.beit.pooler(normed))
+    return logits
+
+
 @final
 @dataclass(frozen=True)
 class _Model:
-    """What differs between the classification models: layer class, prefix tokens, readout."""
+    """What differs between the classification models: layer class, prefix tokens, readout, head."""
 
     layer: str
     num_prefix: Callable[[Any], int]
-    readout: Callable[[int], Readout]
+    readout: Callable[[Any, int], Readout]
+    tail: Tail
     any_size: bool = False  # positions are interpolated to whatever comes in
 
 
 _PLAIN = _Layer(ffn_norm="layernorm_after", ffn_out="mlp", layer_scale=None)
 _SCALED = _Layer(ffn_norm="norm2", ffn_out="layer_scale2", layer_scale="layer_scale1.lambda1")
+# drop_path runs twice in a layer, behind either branch; what it gave last is what the feed-forward adds.
+_BEIT_LAYER = _Layer(ffn_norm="layernorm_after", ffn_out="drop_path", layer_scale="lambda_1")
+
+
+def _path(package: str, name: str) -> str:
+    return f"transformers.models.{package}.modeling_{package}.{name}"
+
+
+_VIT, _DEIT, _MSN, _JEPA, _BEIT, _DINOV2, _REGISTERS = (
+    _path("vit", "ViTLayer"),
+    _path("deit", "DeiTLayer"),
+    _path("vit_msn", "ViTMSNLayer"),
+    _path("ijepa", "IJepaLayer"),
+    _path("beit", "BeitLayer"),
+    _path("dinov2", "Dinov2Layer"),
+    _path("dinov2_with_registers", "Dinov2WithRegistersLayer"),
+)
 _LAYERS = {
-    "transformers.models.vit.modeling_vit.ViTLayer": _PLAIN,
-    "transformers.models.deit.modeling_deit.DeiTLayer": _PLAIN,
-    "transformers.models.dinov2.modeling_dinov2.Dinov2Layer": _SCALED,
-    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersLayer": _SCALED,
+    **dict.fromkeys((_VIT, _DEIT, _MSN, _JEPA), _PLAIN),
+    _BEIT: _BEIT_LAYER,
+    **dict.fromkeys((_DINOV2, _REGISTERS), _SCALED),
 }
-_VIT, _DEIT, _DINOV2, _REGISTERS = _LAYERS
+
+
+def _one(_: Any) -> int:
+    return 1
+
+
+def _two(_: Any) -> int:
+    return 2
+
+
+def _cls(_: Any, num_prefix: int) -> Readout:
+    return Readout.cls(num_prefix)
+
+
+def _both(_: Any, num_prefix: int) -> Readout:
+    return Readout.cls_and_mean(num_prefix)
+
+
+def _beit_readout(config: Any, num_prefix: int) -> Readout:
+    return Readout.mean(num_prefix) if config.use_mean_pooling else Readout.cls(num_prefix)
+
+
+_HEAD = "ForImageClassification"
 _MODELS = {
-    _VIT.replace("ViTLayer", "ViTForImageClassification"): _Model(_VIT, lambda _: 1, Readout.cls),
-    _DEIT.replace("DeiTLayer", "DeiTForImageClassification"): _Model(_DEIT, lambda _: 2, Readout.cls),
-    _DEIT.replace("DeiTLayer", "DeiTForImageClassificationWithTeacher"): _Model(
-        _DEIT, lambda _: 2, Readout.cls_and_distillation
+    _VIT.replace("Layer", _HEAD): _Model(_VIT, _one, _cls, _cls_tail),
+    _MSN.replace("Layer", _HEAD): _Model(_MSN, _one, _cls, _cls_tail),
+    _JEPA.replace("Layer", _HEAD): _Model(_JEPA, lambda _: 0, lambda _, prefix: Readout.mean(prefix), _mean_tail),
+    _DEIT.replace("Layer", _HEAD): _Model(_DEIT, _two, _cls, _cls_tail),
+    _DEIT.replace("Layer", f"{_HEAD}WithTeacher"): _Model(
+        _DEIT, _two, lambda _, prefix: Readout.cls_and_distillation(prefix), _teacher_tail
     ),
-    _DINOV2.replace("Dinov2Layer", "Dinov2ForImageClassification"): _Model(
-        _DINOV2, lambda _: 1, Readout.cls_and_mean, any_size=True
-    ),
-    _REGISTERS.replace("Dinov2WithRegistersLayer", "Dinov2WithRegistersForImageClassification"): _Model(
-        _REGISTERS, lambda config: 1 + config.num_register_tokens, Readout.cls_and_mean, any_size=True
+    _BEIT.replace("Layer", _HEAD): _Model(_BEIT, _one, _beit_readout, _beit_tail),
+    _DINOV2.replace("Layer", _HEAD): _Model(_DINOV2, _one, _both, _both_tail, any_size=True),
+    _REGISTERS.replace("Layer", _HEAD): _Model(
+        _REGISTERS, lambda config: 1 + config.num_register_tokens, _both, _both_tail, any_size=True
     ),
 }
 
@@ -71,29 +147,26 @@ class TransformersViT:
 
     def anatomy(self, model: Any) -> Anatomy:
         """See ``Family``."""
-        num_classes = _num_classes(model)
-        if not num_classes:
-            raise UnsupportedModelError(
-                "The transformers model has no classifier (num_labels=0), so there is no class score to explain; "
-                "load it with a classification head."
-            )
+        num_classes = num_classes_of(model)
         kind = next(_MODELS[name] for name in map(qualified, type(model).__mro__) if name in _MODELS)
         num_prefix = kind.num_prefix(model.config)
-        patches = _patch_projection(model)
+        patches = patch_projection(model)
+        norm = getattr(model, model.base_model_prefix).layernorm
         layers = [module for module in model.modules() if qualified(type(module)) == kind.layer]
         return Anatomy(
             family="transformers ViT",
             blocks=tuple(_block(layer, index) for index, layer in enumerate(layers)),
             patch_embed=patches,
             num_prefix=num_prefix,
-            readout=kind.readout(num_prefix),
+            readout=kind.readout(model.config, num_prefix),
             num_classes=num_classes,
             channels=patches.in_channels,
             patch=(patches.stride[0], patches.stride[1]),
-            image_size=None if kind.any_size else _pair(model.config.image_size),
-            logits=_logits,
-            tail=_tail(model, num_prefix),
-            fused_hint='call model.set_attn_implementation("sdpa")',
+            image_size=None if kind.any_size else pair(model.config.image_size),
+            logits=logits_of,
+            tail=lambda tokens: kind.tail(model, norm(tokens), num_prefix),
+            fused_hint=FUSED_HINT,
+            thawed=bias_tables(model),
         )
 
     def transform(self, model: nn.Module) -> ImageTransform | None:
@@ -102,68 +175,20 @@ class TransformersViT:
 
     def class_names(self, model: Any) -> tuple[str, ...] | None:
         """See ``Family``."""
-        names = model.config.id2label
-        indices = range(_num_classes(model))
-        # Names of another number of classes belong to the head that was there before.
-        if sorted(names) != list(indices) or all(names[index] == f"LABEL_{index}" for index in indices):
-            return None
-        return tuple(names[index] for index in indices)
-
-
-def _num_classes(model: Any) -> int:
-    head = getattr(model, "classifier", None) or getattr(model, "cls_classifier", None)
-    return head_width(head, model.config.num_labels)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
-def _logits(output: Any) -> Tensor:
-    # With return_dict=False the model returns a plain tuple whose first entry, without labels, is the logits.
-    logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
-    return logits
-
-
-def _tail(model: Any, num_prefix: int) -> Callable[[Tensor], Tensor]:
-    """The part of the classification model's forward that follows its encoder."""
-    norm = getattr(model, model.base_model_prefix).layernorm
-
-    def tail(tokens: Tensor) -> Tensor:
-        normed = norm(tokens)
-        if hasattr(model, "distillation_classifier"):
-            both = model.cls_classifier(normed[:, 0]) + model.distillation_classifier(normed[:, 1])
-            averaged: Tensor = both / 2
-            return averaged
-        pooled = normed[:, 0]
-        if "dinov2" in type(model).__module__:
-            pooled = torch.cat([pooled, normed[:, num_prefix:].mean(dim=1)], dim=1)
-        logits: Tensor = model.classifier(pooled)
-        return logits
-
-    return tail
-
-
-def _patch_projection(model: Any) -> nn.Conv2d:
-    for name, module in model.named_modules():
-        if name.endswith("patch_embeddings.projection") and isinstance(module, nn.Conv2d):
-            return module
-    raise UnsupportedModelError(
-        f"{qualified(type(model))} has no patch projection where transformers >= 5.23 keeps it; upgrade transformers."
-    )
+        return class_names(model)
 
 
 def _block(layer: Any, index: int) -> BlockAnatomy:
     parts = _LAYERS[qualified(type(layer))]
     try:
+        scale = attrgetter(parts.layer_scale)(layer) if parts.layer_scale else None
         return BlockAnatomy(
             block=layer,
             attention=layer.attention,
             ffn_norm=attrgetter(parts.ffn_norm)(layer),
             ffn_out=attrgetter(parts.ffn_out)(layer),
             proj=layer.attention.o_proj,
-            layer_scale=attrgetter(parts.layer_scale)(layer) if parts.layer_scale else None,
+            layer_scale=scale if isinstance(scale, Tensor) else None,  # BEiT without layer scale multiplies by 1.0
         )
     except AttributeError as error:
         raise UnsupportedModelError(

@@ -1,0 +1,173 @@
+"""Attaching every hook and switch to a model for the length of one recording."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from tokentm.errors import InputError
+from tokentm.models.anatomy import Anatomy, NormAnatomy
+from tokentm.taps.attention import AttentionTap
+from tokentm.taps.subset import subset_positions, subset_tokens
+from tokentm.taps.taken import Taken
+from tokentm.trace import Signal
+
+__all__ = ["attached"]
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+@contextmanager
+def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None]:
+    """Attach every hook and switch to ``module``; each undo is pushed the moment the change is made."""
+    with _lock_of(module), ExitStack() as undo:
+        for submodule in module.modules():
+            if submodule.training:
+                submodule.training = False
+                undo.callback(setattr, submodule, "training", True)
+            if submodule._compiled_call_impl is not None:
+                # Code made by Module.compile() ignores hooks; for the recording the module runs as it is written.
+                undo.callback(setattr, submodule, "_compiled_call_impl", submodule._compiled_call_impl)
+                submodule._compiled_call_impl = None
+        thawed = {id(parameter) for parameter in anatomy.thawed}
+        for parameter in module.parameters():
+            if parameter.is_inference():
+                raise InputError(
+                    "The model's parameters were made under torch.inference_mode(), so no gradient can pass them; "
+                    "build or load the model outside of it."
+                )
+            # Frozen weights let the graph start where it is needed and keep no weight gradients.
+            if parameter.requires_grad and id(parameter) not in thawed:
+                parameter.requires_grad_(False)
+                undo.callback(parameter.requires_grad_, True)
+                taken.frozen.add(id(parameter))
+        for owner, name, value in anatomy.switches:
+            if hasattr(owner, name):
+                undo.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
+        _hook(undo, anatomy.patch_embed, after=lambda embedded: _take_grid(taken, embedded))
+        for index in range(len(anatomy.blocks)):
+            _attach_block(undo, index, anatomy, taken)
+        _hook(undo, anatomy.blocks[-1].block, after=lambda tokens: _take_final(taken, anatomy, tokens))
+        if anatomy.pool is not None:
+            _hook(
+                undo,
+                anatomy.pool.module,
+                before=partial(_enter, taken, len(anatomy.blocks)),
+                after=partial(_leave, taken),
+            )
+        with AttentionTap(taken, anatomy):
+            yield
+
+
+def _attach_block(undo: ExitStack, index: int, anatomy: Anatomy, taken: Taken) -> None:
+    part = anatomy.blocks[index]
+    _hook(undo, part.attention, before=partial(_enter, taken, index), after=partial(_leave, taken))
+    _hook(undo, part.block, before=partial(_arrive, taken, index, anatomy))
+    if taken.keep is not None and anatomy.positions:
+        _hook_arguments(undo, part.block, partial(subset_positions, taken.keep, anatomy.positions))
+    if Signal.TOKENS in taken.signals:
+        _hook(undo, part.ffn_norm, before=lambda tokens: taken.tokens_mid.__setitem__(index, tokens.detach()))
+        _hook(undo, part.ffn_out, after=lambda added: taken.ffn_added.__setitem__(index, _first(added).detach()))
+        for norm in part.norms:
+            _hook(undo, norm.module, before=partial(_take_denominator, taken, index, norm))
+
+
+def _enter(taken: Taken, index: int, _: Tensor) -> None:
+    taken.inside = None if taken.closed else index
+
+
+def _leave(taken: Taken, _: Any) -> None:
+    taken.inside = None
+
+
+def _arrive(taken: Taken, index: int, anatomy: Anatomy, tokens: Tensor) -> Tensor | None:
+    """Note the tokens that enter a block; what is returned, if anything, enters in their place."""
+    replaced = None
+    if index == 0:
+        if taken.keep is not None:
+            tokens = replaced = subset_tokens(tokens, taken.keep, anatomy.num_prefix)
+        if Signal.BIAS_SHARE in taken.signals:
+            taken.bias.start(tokens.shape[1], anatomy.pool.skip if anatomy.pool else 0)
+        if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & taken.signals and not tokens.requires_grad:
+            tokens = replaced = tokens.detach().requires_grad_(True)  # the graph starts at the first block
+    taken.tokens_in[index] = tokens
+    return replaced
+
+
+def _take_denominator(taken: Taken, index: int, norm: NormAnatomy, x: Tensor) -> None:
+    found = norm.inverse_denominator(x)
+    before = taken.query_scale.get(index)
+    taken.query_scale[index] = found if before is None else before * found
+
+
+def _take_grid(taken: Taken, embedded: Any) -> None:
+    shape: Any = embedded[1] if isinstance(embedded, tuple) else embedded.shape[2:] if embedded.ndim == 4 else ()
+    if shape is not None and len(shape) == 2:
+        taken.grid = (int(shape[0]), int(shape[1]))
+
+
+def _take_final(taken: Taken, anatomy: Anatomy, tokens: Any) -> None:
+    taken.tokens_in[len(anatomy.blocks)] = _first(tokens)
+
+
+def _first(output: Any) -> Tensor:
+    tokens: Tensor = output[0] if isinstance(output, tuple) else output
+    return tokens
+
+
+def _hook(
+    undo: ExitStack,
+    module: nn.Module,
+    *,
+    before: Callable[[Tensor], Tensor | None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> None:
+    # Another thread may run the same model meanwhile: that is not our pass.
+    recording = threading.get_ident()
+    if before is not None:
+        undo.callback(module.register_forward_pre_hook(partial(_pre, recording, before), with_kwargs=True).remove)
+    if after is not None:
+        undo.callback(module.register_forward_hook(partial(_post, recording, after)).remove)
+
+
+def _hook_arguments(undo: ExitStack, module: nn.Module, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    recording = threading.get_ident()
+
+    def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return (args, change(kwargs)) if threading.get_ident() == recording else None
+
+    undo.callback(module.register_forward_pre_hook(pre, with_kwargs=True).remove)
+
+
+def _pre(
+    recording: int,
+    before: Callable[[Tensor], Tensor | None],
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    if threading.get_ident() != recording:
+        return None
+    # The tokens are the first argument, by position or, in some transformers releases, by name.
+    name = None if args else next(iter(kwargs))
+    replaced = before(args[0] if name is None else kwargs[name])
+    if replaced is None:
+        return None
+    return ((replaced, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: replaced})
+
+
+def _post(recording: int, after: Callable[[Any], None], _: nn.Module, __: Any, output: Any) -> None:
+    if threading.get_ident() == recording:
+        after(output)
+
+
+def _lock_of(module: nn.Module) -> threading.RLock:
+    # Hooks and requires_grad belong to the model, not to a thread: two recordings of one model take turns.
+    with _locks_guard:
+        return _locks.setdefault(module, threading.RLock())

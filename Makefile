@@ -23,8 +23,9 @@ evaluate: $(STAMP)
 	  --methods tokentm,tokentm/libra,gae,rollout,raw_attention,attcat/libra,random,center \
 	  --batch-size 32 --out out/evaluate-shapes
 
+# One process per core; the tests of a file stay together, because they share what is costly to build.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -45,12 +45,13 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return len(self._discover())
 
     def _discover(self) -> dict[str, Entry]:
-        # A new entry is one new file: importing every module of the package runs its decorators. The order is
-        # alphabetical by file, so tables and figures are the same on every machine.
+        # A new entry is one new file: importing every module of the package runs its decorators.
         if not self._discovered:
             package = importlib.import_module(self._package)
             for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
                 if not module.name.startswith("_"):
                     importlib.import_module(f"{self._package}.{module.name}")
+            # By name, whatever was imported first: tables and figures are the same in every process.
+            self._entries = dict(sorted(self._entries.items()))
             self._discovered = True
         return self._entries

@@ -126,7 +126,7 @@ def test_relevance_of_pixels(name: str) -> None:
 
 
 # A relative position bias and a pool's own query are parts of q·k that belong to no token: they keep their share.
-LEAKS = ["timm-beit", "timm-map-registers"]
+LEAKS = ["timm-beit", "timm-map-registers", "transformers-siglip-text"]
 CONSERVING = [name for name in ZOO if name not in LEAKS]
 
 
@@ -144,7 +144,11 @@ def test_behind_an_attention_pooling_the_total_stays_what_its_keys_and_values_go
     torch.testing.assert_close(totals, totals[-1:].expand_as(totals), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name != "timm-map-registers"])
+# More linear layers stand between the final tokens and these logits, and each doubles the total again.
+DEEPER = ["timm-map-registers", "open-clip", "transformers-siglip-text"]
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in DEEPER])
 def test_the_published_rule_doubles_at_the_head(name: str) -> None:
     # Positive and negative contributions to the logit exist, and each kind shares out the whole.
     total = traced(name, "lrp", Signal.TOKENS_GRAD).final_grad.sum((1, 2))

@@ -14,7 +14,7 @@ from tokentm.explanation import Explanation, Source
 from tokentm.methods import METHODS
 from tokentm.models import VisionModel, load_model
 from tokentm.session import Answer, Request, run
-from tokentm.targets import Target, resolve_target
+from tokentm.targets import Target, resolve_target, with_texts
 
 __all__ = ["Images", "compare", "explain"]
 
@@ -41,8 +41,8 @@ def explain(
         model: What ``load_model`` takes or returns; a bare timm, transformers or torchvision ViT works.
         images: Normalised tensor (b, 3, y, x), or a photo or list of photos (PIL images or paths), which go through
             the model's own transform.
-        target: None (the predicted class), a class index or name, ``"top5"`` (five rows per image), or one index or
-            name per image.
+        target: None (the predicted class), a class index or name, several names separated by semicolons, ``"top5"``
+            (five rows per image), or one index or name per image. For an image–text model names are any texts.
         method: A name of ``tokentm.METHODS``, or ``"name/rule"``.
         backward: A name of ``tokentm.BACKWARD``: how gradients pass non-linear parts. None takes the rule of the
             published method (for most ``"plain"``).
@@ -100,7 +100,7 @@ def explain_requests(
     batch_size: int,
 ) -> list[Explanation]:
     """One explanation per request; what ``explain`` and ``compare`` share."""
-    vision = load_model(model)
+    vision = with_texts(target, load_model(model))
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is too small; expected 1 or more.")
     count, batches = _batches(vision, images, batch_size)

@@ -12,7 +12,7 @@ from tokentm._typing import Float, Int
 from tokentm.errors import TargetError, nearest
 from tokentm.models.vision_model import VisionModel
 
-__all__ = ["Target", "resolve_target"]
+__all__ = ["Target", "resolve_target", "with_texts"]
 
 Target = None | int | str | Sequence[int | str] | Tensor
 _TOP = re.compile(r"top(\d+)")
@@ -23,7 +23,8 @@ def resolve_target(target: Target, logits: Float[Tensor, "b k"], model: VisionMo
 
     Args:
         target: None (the predicted class), a class index, a class name (or one of its comma-separated synonyms, in
-            any case), ``"top5"`` (the five best classes, best first), or one index or name per image.
+            any case), several names separated by semicolons, ``"top5"`` (the five best classes, best first), or one
+            index or name per image.
         logits: Of the batch.
         model: Knows the class names.
 
@@ -38,12 +39,46 @@ def resolve_target(target: Target, logits: Float[Tensor, "b k"], model: VisionMo
         if not 1 <= count <= classes:
             raise TargetError(f"target={target!r} asks for {count} classes of a model that has {classes}.")
         return logits.topk(count).indices
+    if isinstance(target, str) and (names := _several(target, model)):
+        chosen = torch.tensor([_index(name, model, classes) for name in names], device=logits.device)
+        return chosen.expand(batch, -1)
     if isinstance(target, Integral | str):
         return torch.full((batch, 1), _index(target, model, classes), device=logits.device)
     each = _entries(target)
     if len(each) != batch:
         raise TargetError(f"Got {len(each)} targets for {batch} images; give one per image, or a single one for all.")
     return torch.tensor([[_index(entry, model, classes)] for entry in each], device=logits.device)
+
+
+def with_texts(target: Target, model: VisionModel) -> VisionModel:
+    """``model``, if it compares images with texts, with every text of ``target`` among its prompts.
+
+    Raises:
+        TargetError: It has no prompts and ``target`` is no text.
+    """
+    if not model.takes_text:
+        return model
+    entries = [target] if isinstance(target, str) else target if isinstance(target, Sequence) else []
+    texts = [part for entry in entries if isinstance(entry, str) for part in _several(entry, model) or [entry.strip()]]
+    known = list(model.class_names or ())
+    lowered = {name.lower() for name in known}
+    for text in texts:
+        number = text.lstrip("-").isdecimal() or _TOP.fullmatch(text)
+        if text and text.lower() not in lowered and not (known and number):
+            known.append(text)
+            lowered.add(text.lower())
+    if not known:
+        raise TargetError(
+            f"The model {model.name} compares images with texts and has no prompts yet; "
+            "give one as target, such as 'a spoon', or several as 'a spoon; a fork'."
+        )
+    return model if len(known) == len(model.class_names or ()) else model.with_prompts(known)
+
+
+def _several(target: str, model: VisionModel) -> list[str]:
+    """The names that a text separated by semicolons lists; empty where it is one name."""
+    names = [part.strip() for part in target.split(";") if part.strip()]
+    return names if len(names) > 1 and target not in (model.class_names or ()) else []
 
 
 def _entries(target: Any) -> list[Any]:

@@ -66,6 +66,7 @@ class Parts:
     readout: Callable[[int], Tensor]
     prefix: int
     pool: Pool | None = None
+    pre_norm: nn.Module | None = None  # what gives the first block its tokens
 
 
 def normalise(norm: nn.Module | None, x: Tensor) -> Tensor:
@@ -123,6 +124,10 @@ def take_apart(name: str, model: Any) -> Parts:
         return _timm(model)
     if name.startswith("torchvision"):
         return _torchvision(model)
+    if name == "open-clip":
+        return _open_clip(model)
+    if name == "transformers-siglip-text":
+        return _siglip_text(model)
     return _transformers(name, model)
 
 
@@ -246,6 +251,50 @@ def _torchvision(model: Any) -> Parts:
         return torch.eye(n, dtype=torch.float64)[0]
 
     return Parts(model.encoder.layers, weights, lambda x: model.heads(model.encoder.ln(x)[:, 0]), readout, 1)
+
+
+# --- image and text ---------------------------------------------------------------------------------------------
+
+
+def similarity(model: Any, features: Tensor) -> Tensor:
+    """Logits of image features: exp(logit_scale) · cos + logit_bias."""
+    cosine = features / (features**2).sum(-1, keepdim=True).sqrt() @ model.text.T
+    bias = getattr(model.model, "logit_bias", None)
+    return cosine * torch.exp(model.model.logit_scale) + (0 if bias is None else bias)
+
+
+def _open_clip(model: Any) -> Parts:
+    visual, weights = model.model.visual, []
+    for b in visual.transformer.resblocks:
+        out = (b.attn.out_proj.weight, b.attn.out_proj.bias)
+        scales = (b.ls_1.gamma, b.ls_2.gamma)
+        weights.append(Weights(b.ln_1, *_multihead(b.attn), out, b.attn.num_heads, scales[0], b.ln_2, b.mlp, scales[1]))
+
+    def tail(x: Tensor) -> Tensor:
+        return similarity(model, visual.ln_post(x[:, 0]) @ visual.proj)
+
+    def readout(n: int) -> Tensor:
+        return torch.eye(n, dtype=torch.float64)[0]
+
+    return Parts(visual.transformer.resblocks, weights, tail, readout, 1, pre_norm=visual.ln_pre)
+
+
+def _siglip_text(model: Any) -> Parts:
+    tower, weights = model.model.vision_model, []
+    for b in tower.encoder.layers:
+        a = b.self_attn
+        projections = [(p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj)]
+        weights.append(Weights(b.layer_norm1, *projections, a.num_heads, None, b.layer_norm2, b.mlp, None))
+    head, mha = tower.head, tower.head.attention
+    q, k, v = _multihead(mha)
+    query = (head.probe[0] @ q[0].T + q[1]).reshape(mha.num_heads, -1).detach()
+
+    def after(gathered: Tensor) -> Tensor:
+        return similarity(model, gathered + head.mlp(head.layernorm(gathered)))
+
+    out = (mha.out_proj.weight, mha.out_proj.bias)
+    pool = Pool(tower.post_layernorm, query, k, v, out, 0, after, head.layernorm, head.mlp)
+    return Parts(tower.encoder.layers, weights, after, torch.zeros, 0, pool)
 
 
 # --- transformers -----------------------------------------------------------------------------------------------

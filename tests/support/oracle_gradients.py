@@ -89,7 +89,12 @@ class Explicit:
         return self.gated(x, 1 / (1 + torch.exp(-1.702 * x)))
 
     def activation(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        kinds = {"GELUTanh": self.gelu_tanh, "QuickGELU": self.quick_gelu, "QuickGELUActivation": self.quick_gelu}
+        kinds = {
+            "GELUTanh": self.gelu_tanh,
+            "PytorchGELUTanh": self.gelu_tanh,
+            "QuickGELU": self.quick_gelu,
+            "QuickGELUActivation": self.quick_gelu,
+        }
         found = (type(part).__name__ for part in module.modules())
         return next((kinds[name] for name in found if name in kinds), self.gelu)
 
@@ -131,6 +136,13 @@ class Explicit:
             mixed.append(a @ (_half(v) if self.rule.attention == "split" else v))
             matrices.append(a)
         return self.affine(*block.o, self.norm(block.inner, torch.cat(mixed, 1))), matrices
+
+    def similarity(self, model: Any, features: Tensor) -> Tensor:
+        length = (features**2).sum().sqrt()
+        unit = features / (length.detach() if self.rule.norm == "constant" else length)
+        bias = getattr(model.model, "logit_bias", None)
+        weight = torch.exp(model.model.logit_scale) * model.text
+        return self.affine(weight, None if bias is None else bias.expand(len(weight)), unit)
 
     def gather(self, x: Tensor, pool: Pool) -> tuple[Tensor, list[Tensor]]:
         """The pooled token (1, w) and the pool's attention."""
@@ -188,6 +200,8 @@ def explain(name: str, model: nn.Module, images: Tensor, target: list[int], rule
         pixels = image.clone().requires_grad_(True)
         tokens, arguments = embedded(parts.blocks, model, pixels[None])
         x = tokens[0]
+        if parts.pre_norm is not None:  # the rule holds before the first block too; its biases count from there on
+            x = Explicit(rule).norm(parts.pre_norm, embedded([parts.pre_norm], model, pixels[None])[0][0])
         h, A, ops = [x], [], Explicit(rule)
         for block, given in zip(parts.weights, arguments, strict=True):
             x, matrices = _block(ops, block, x, given)
@@ -257,6 +271,12 @@ def _tail(ops: Explicit, name: str, model: Any, x: Tensor, parts: Parts) -> tupl
         return ops.linear(model.heads[0], ops.norm(model.encoder.ln, x)[0]), []
     if name.startswith("timm"):
         return _timm_tail(ops, model, x, parts)
+    if name == "open-clip":
+        visual = model.model.visual
+        return ops.similarity(model, ops.affine(visual.proj.T, None, ops.norm(visual.ln_post, x)[0])), []
+    if name == "transformers-siglip-text":
+        pooled, matrices = ops.gather(x, parts.pool)
+        return ops.similarity(model, pooled), matrices
     x = ops.norm(getattr(model, model.base_model_prefix).layernorm, x)
     if "dinov2" in name:
         return ops.linear(model.classifier, torch.cat([x[0], x[prefix:].mean(0)])), []

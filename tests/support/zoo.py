@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,46 @@ def _hf(kind: str, **arguments: object) -> Callable[[], nn.Module]:
     return make
 
 
+PROMPTS = ("a cat", "two dogs", "a spoon", "the sea", "grass", "a red car", "snow")
+
+
+def letters(texts: list[str]) -> Tensor:
+    """A tokenizer: a start token, letters, an end token with the highest number, padding."""
+    rows = [[1, *(2 + ord(letter) % 30 for letter in text[:12]), 40] for text in texts]
+    return torch.tensor([row + [0] * (16 - len(row)) for row in rows])
+
+
+def _open_clip() -> nn.Module:
+    from open_clip.model import CLIP
+
+    from tokentm.models import image_text
+
+    vision = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 3, "head_width": 8, "mlp_ratio": 2}
+    text = {"context_length": 16, "vocab_size": 41, "width": 24, "heads": 3, "layers": 1}
+    model = CLIP(20, {**vision, "ls_init_value": 0.5}, text, quick_gelu=True)
+    return image_text(model, letters, PROMPTS).module
+
+
+def hf_letters(text: list[str], **_: object) -> Any:
+    """The same, as transformers calls it."""
+    import transformers
+
+    return transformers.BatchEncoding({"input_ids": letters(text)})
+
+
+def _siglip() -> nn.Module:
+    import transformers
+
+    from tokentm.models import image_text
+
+    shared = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48}
+    text = {**shared, "num_hidden_layers": 1, "vocab_size": 41, "max_position_embeddings": 16}
+    text |= {"bos_token_id": 1, "eos_token_id": 40, "pad_token_id": 0}
+    vision = {**shared, "image_size": 32, "patch_size": 8}
+    config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+    return image_text(transformers.SiglipModel(config), hf_letters, PROMPTS).module
+
+
 def _torchvision() -> nn.Module:
     from torchvision.models.vision_transformer import VisionTransformer
 
@@ -90,6 +131,8 @@ ZOO: dict[str, Specimen] = {
     "transformers-dinov2-swiglu": Specimen(_hf("Dinov2ForImageClassification", use_swiglu_ffn=True)),
     "transformers-dinov2-registers": Specimen(_hf("Dinov2WithRegistersForImageClassification")),
     "torchvision-vit": Specimen(_torchvision),
+    "open-clip": Specimen(_open_clip),
+    "transformers-siglip-text": Specimen(_siglip),
 }
 
 
@@ -105,11 +148,14 @@ def build(name: str, seed: int | None = None) -> nn.Module:
                 noise = torch.randn_like(parameter)
                 if id(parameter) in gains:
                     parameter.copy_(1 + 0.2 * noise)
+                elif key.endswith("logit_scale"):
+                    parameter.fill_(3.5)  # trained ones are 4.6
                 elif key.endswith(("gamma", "gamma_1", "gamma_2", "lambda1")):
                     parameter.copy_(0.5 + 0.3 * noise)
                 else:
                     parameter.copy_(0.25 * noise)
-    return model
+    # The prompts were encoded with the weights that the model was built with.
+    return model.with_prompts(model.prompts).eval() if hasattr(model, "prompts") else model
 
 
 def image_batch(name: str, batch: int = 2, seed: int = 1) -> Tensor:

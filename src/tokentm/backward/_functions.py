@@ -14,6 +14,7 @@ __all__ = [
     "attention_constant",
     "gelu_gate_constant",
     "layer_norm_scale_constant",
+    "normalize_scale_constant",
     "product_halved",
     "rms_norm_scale_constant",
     "rsqrt_constant",
@@ -154,6 +155,24 @@ def rms_norm_scale_constant(
     return normed
 
 
+def normalize_scale_constant(
+    input: Tensor,  # noqa: A002
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    out: Tensor | None = None,  # noqa: ARG001  (PyTorch's; a graph cannot be written into)
+) -> Tensor:
+    """Division by a vector's length (image–text models), the length held constant."""
+    with torch.no_grad():
+        factor = 1 / input.norm(p, dim, keepdim=True).clamp_min(eps)
+
+    def value(x: Tensor) -> Tensor:
+        return F.normalize(x, p, dim, eps)
+
+    normed: Tensor = _ScaledNorm.apply(input, value, factor, 1, False)
+    return normed
+
+
 def rsqrt_constant(input: Tensor) -> Tensor:  # noqa: A002
     """The denominator of an RMSNorm that a model spells out, ``x * rsqrt(mean(x²) + ε)``, as a constant."""
     return torch.rsqrt(input).detach()
@@ -182,6 +201,7 @@ BALANCED: Mapping[Any, Callable[..., Any]] = {
     Tensor.tanh: tanh_ratio,
     F.layer_norm: layer_norm_scale_constant,
     F.rms_norm: rms_norm_scale_constant,
+    F.normalize: normalize_scale_constant,
     torch.rsqrt: rsqrt_constant,
     Tensor.rsqrt: rsqrt_constant,
     torch.mul: product_halved,

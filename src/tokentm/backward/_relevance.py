@@ -281,7 +281,7 @@ def _convolved(separate: bool) -> Handler:
 
 
 _UNCHANGED = (
-    F.gelu, F.silu, F.relu, F.mish, F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm,
+    F.gelu, F.silu, F.relu, F.mish, F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm, F.normalize,
     F.softmax, torch.softmax, torch.Tensor.softmax,
     torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh, torch.neg, torch.Tensor.neg,
 )  # fmt: skip

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from tokentm.backward._functions import (
     attention_constant,
     layer_norm_scale_constant,
+    normalize_scale_constant,
     rms_norm_scale_constant,
     rsqrt_constant,
 )
@@ -25,6 +26,7 @@ class Conservative(BackwardRule):
         F.scaled_dot_product_attention: attention_constant,
         F.layer_norm: layer_norm_scale_constant,
         F.rms_norm: rms_norm_scale_constant,
+        F.normalize: normalize_scale_constant,
         torch.rsqrt: rsqrt_constant,
         torch.Tensor.rsqrt: rsqrt_constant,
     }

@@ -28,7 +28,10 @@ _LISTED = 12  # photos up to which each result gets a line of its own
 def explain(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO|FOLDER", help="Images, or folders of images.")],
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
-    target: Annotated[str | None, typer.Option(help="Class name or index; the predicted class without it.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Class name or index, or any text for an image–text model; repeatable."),
+    ] = None,
     top: Annotated[
         int | None, typer.Option(parser=whole_number(1), metavar="K", help="Explain the K best classes.")
     ] = None,
@@ -46,7 +49,7 @@ def explain(
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """Explain photos: an overlay (PNG), the numbers (NPZ) and a manifest (JSON) for each."""
-    if target is not None and top is not None:
+    if target and top is not None:
         raise InputError("--target and --top exclude each other; give one.")
     with err.status("Starting…"):
         import numpy as np
@@ -56,6 +59,7 @@ def explain(
         from tokentm.models.images import open_image
         from tokentm.render import colourise
         from tokentm.session import Request
+        from tokentm.targets import with_texts
 
         chosen = METHODS[method.partition("/")[0]]
         options = parse_options(chosen, settings or [])
@@ -67,13 +71,14 @@ def explain(
             open_image(*sources.values())
     with output_folder(to):
         with err.status(f"Loading {escape(model)}…"):
-            vision = load(model, arch, device)
-        if (target is not None or top is not None) and not chosen.class_specific:
+            wanted = f"top{top}" if top is not None else "; ".join(target) if target else None
+            vision = with_texts(wanted, load(model, arch, device))
+        if wanted is not None and not chosen.class_specific:
             tell(f"Note: {method} does not depend on the class, so its map is the same for every target.", "yellow")
         work = _Work(
             vision=vision,
             sources=sources,
-            arguments={"target": target if top is None else f"top{top}", "method": method, "options": options},
+            arguments={"target": wanted, "method": method, "options": options},
             drawing={"opacity": opacity, "cmap": cmap, "full": full},
             folder=to,
         )
@@ -151,7 +156,10 @@ class _Work:
 
     def _describe(self, explanation: "Explanation") -> Iterator[str]:
         for row, name in enumerate(explanation.class_name):
-            yield f"{explanation.probability[row]:6.1%}  {name}  →  {explanation.stem(self._folder, row)}.png"
+            score = f"{explanation.probability[row]:6.1%}"
+            if explanation.logits.shape[1] == 1:  # a single prompt has nothing to be compared with
+                score = f"score {float(explanation.logits[row, 0]):.2f}"
+            yield f"{score}  {name}  →  {explanation.stem(self._folder, row)}.png"
 
     def report(self) -> None:
         """Say what was done and what failed; exits 1 when some photos failed, 2 when all did."""

@@ -16,7 +16,7 @@ from tokentm.errors import ImageError, UnsupportedModelError
 from tokentm.models.transforms import ImageTransform
 from tokentm.registry import Registry
 
-__all__ = ["FAMILIES", "Anatomy", "BlockAnatomy", "Family", "NormAnatomy", "PoolAnatomy", "Readout"]
+__all__ = ["FAMILIES", "Anatomy", "BlockAnatomy", "Family", "ImageTextFamily", "NormAnatomy", "PoolAnatomy", "Readout"]
 
 
 @final
@@ -264,6 +264,19 @@ class Family(Protocol):
 
     def class_names(self, model: nn.Module) -> tuple[str, ...] | None:
         """Names of the classes in the order of the logits, or None when the model does not know them."""
+        ...
+
+
+@runtime_checkable
+class ImageTextFamily(Family, Protocol):
+    """A family of image–text models, which become classifiers once they are wrapped in ``ImageText``."""
+
+    def knows(self, model: nn.Module) -> bool:
+        """Whether ``model`` is the bare image–text model of this family."""
+        ...
+
+    def towers(self, model: nn.Module, tokenizer: Any) -> Any:
+        """How it is asked for features; see ``tokentm.models.image_text.Towers``."""
         ...
 
 

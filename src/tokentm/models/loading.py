@@ -48,13 +48,15 @@ def load_model(
             - a timm name, ``"vit_base_patch16_224"``, pretrained from the hub;
             - ``"hf:org/name"``: a transformers or timm repository on the hub;
             - ``"torchvision:vit_b_16"``: with torchvision's default weights;
+            - ``"open_clip:ViT-B-32/openai"``: an image–text model and one of its weights (without one, the first that
+              open_clip lists), or ``"open_clip:hf-hub:org/name"``; its classes are ``class_names``, or the targets;
             - a local folder in hub format (timm's or transformers' ``config.json`` with weights beside it);
             - a weight file (``.safetensors``, ``.pth``), with ``arch``;
             - an ``nn.Module`` of a known family, or a ``VisionModel``, whose fields the arguments override.
         arch: timm architecture of a weight file.
         device: Where to put it; by default it stays where it is (CPU for a loaded one).
         transform: Replaces the input transform that came with the model.
-        class_names: Replaces the class names that came with the model.
+        class_names: Replaces the class names that came with the model; the prompts of an image–text model.
 
     Raises:
         ModelLoadError: The name is unknown or the files do not fit; the text names the nearest known ones.
@@ -68,6 +70,8 @@ def load_model(
         loaded = _load(str(source), arch)
     else:
         loaded = describe(source)
+    if class_names and loaded.takes_text:
+        loaded, class_names = loaded.with_prompts(class_names), None
     if transform is not None or class_names is not None:
         loaded = replace(loaded, transform=transform or loaded.transform, class_names=class_names or loaded.class_names)
     if device is not None:
@@ -101,6 +105,11 @@ def _load(source: str, arch: str | None) -> VisionModel:
         return _from_hub(rest)
     if prefix == "torchvision" and rest:
         return _from_torchvision(rest)
+    if prefix == "open_clip" and rest:
+        from tokentm.models._image_text_loading import from_open_clip
+
+        with _hub(source):
+            return from_open_clip(rest)
     if "/" in source or source.startswith("."):
         raise ModelLoadError(
             f"There is no folder {source!r}; give a local folder that holds config.json, a timm name, or 'hf:{source}'."
@@ -126,7 +135,7 @@ def _from_folder(folder: Path) -> VisionModel:
     if "architecture" in config:
         return _from_timm_folder(folder)
     if "model_type" in config:
-        return _from_transformers(str(folder), folder.name)
+        return _from_transformers(str(folder), folder.name, config)
     raise ModelLoadError(
         f"{folder / 'config.json'} has neither 'architecture' (timm) nor 'model_type' (transformers); "
         "save the model with timm's or transformers' own save_pretrained."
@@ -170,16 +179,21 @@ def _from_hub(repository: str) -> VisionModel:
             module = timm.create_model(f"hf-hub:{repository}", pretrained=True)
         return _described_timm(module, f"hf:{repository}")
     with _hub(repository):
-        return _from_transformers(repository, f"hf:{repository}")
+        return _from_transformers(repository, f"hf:{repository}", config)
 
 
-def _from_transformers(source: str, name: str) -> VisionModel:
+def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> VisionModel:
     try:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
     except ImportError as error:
         raise MissingExtraError(
             f"{name} is a transformers model and transformers is not installed; pip install 'tokentm[hf]'."
         ) from error
+    if set(config.get("architectures") or ()) & {"CLIPModel", "MetaClip2Model", "SiglipModel"}:
+        from tokentm.models._image_text_loading import from_transformers
+
+        with _quiet():
+            return from_transformers(source, name)
     # Code that comes with a repository is never run, and transformers is kept from asking whether it may. Weights of
     # other shapes are let through and refused below: transformers itself would not say which they are.
     safely: dict[str, Any] = {"trust_remote_code": False}

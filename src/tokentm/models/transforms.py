@@ -158,6 +158,30 @@ class ImageTransform:
         )
 
     @classmethod
+    def from_open_clip(cls, config: Mapping[str, Any]) -> "ImageTransform":
+        """Translate the ``preprocess_cfg`` that an open_clip image tower carries.
+
+        Raises:
+            ModelLoadError: A way of resizing or an interpolation that cannot be followed exactly.
+        """
+        size = config.get("size", 224)
+        height, width = (size, size) if isinstance(size, int) else size
+        mode = config.get("resize_mode") or "shortest"
+        if mode not in {"shortest", "squash"} or (mode == "shortest" and height != width):
+            raise ModelLoadError(
+                f"resize_mode={mode!r} to {height}×{width} is not supported; "
+                "expected 'squash', or 'shortest' to a square."
+            )
+        return cls(
+            resize=height if mode == "shortest" else (height, width),
+            crop=(height, width),
+            fit="stretch" if mode == "squash" else "cover",
+            interpolation=_interpolation(config.get("interpolation") or "bicubic"),
+            mean=_triple("mean", config.get("mean") or _CLIP["image_mean"]),
+            std=_triple("std", config.get("std") or _CLIP["image_std"]),
+        )
+
+    @classmethod
     def from_torchvision(cls, preset: Any) -> "ImageTransform":
         """Translate the preset that a torchvision weights entry carries (``weights.transforms()``).
 

@@ -1,16 +1,18 @@
 """A model together with what an explanation needs beside its weights: anatomy, input transform, class names."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from tokentm.errors import InputError, UnsupportedModelError
-from tokentm.models.anatomy import FAMILIES, Anatomy
+from tokentm.models.anatomy import FAMILIES, Anatomy, ImageTextFamily
+from tokentm.models.image_text import ImageText
 from tokentm.models.transforms import ImageTransform
 
-__all__ = ["VisionModel", "describe"]
+__all__ = ["VisionModel", "describe", "image_text"]
 
 # Packages of models whose tokens live on several grids or in windows: no single attention matrix runs from the
 # patches to the class score, and a map from their last stage alone would be read as more than it is.
@@ -56,6 +58,18 @@ class VisionModel:
     def dtype(self) -> torch.dtype:
         """Floating type of the weights."""
         return next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its classes are prompts, any number of which can be added."""
+        return isinstance(self.module, ImageText)
+
+    def with_prompts(self, prompts: Sequence[str]) -> "VisionModel":
+        """The same image–text model with other prompts as classes."""
+        if not isinstance(self.module, ImageText):
+            raise InputError(f"The model {self.name} has classes of its own; only image–text models take prompts.")
+        described = describe(self.module.with_prompts(prompts), name=self.name)
+        return replace(described, transform=self.transform)
 
     def class_name(self, index: int) -> str:
         """Name of class ``index``, or ``"class 7"`` when the model knows no names."""
@@ -103,6 +117,41 @@ def describe(
     raise UnsupportedModelError(_refusal(module))
 
 
+def image_text(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str] = (),
+    *,
+    transform: ImageTransform | None = None,
+    name: str | None = None,
+) -> VisionModel:
+    """An image–text model as a classifier of prompts; the model itself is left as it is.
+
+    Args:
+        model: A bare CLIP or SigLIP model of open_clip or transformers.
+        tokenizer: ``open_clip.get_tokenizer(…)``, or the tokenizer or processor of transformers.
+        prompts: The classes; more can be asked for as targets.
+        transform: Overrides what the model says.
+        name: Defaults to the class name.
+
+    Raises:
+        UnsupportedModelError: It is no image–text model that is known.
+    """
+    family = _image_text_family(model)
+    if family is None:
+        raise UnsupportedModelError(
+            f"{type(model).__module__}.{type(model).__qualname__} is no image–text model that is known; "
+            "CLIP and SigLIP of open_clip and transformers work."
+        )
+    wrapped = ImageText(model, family.towers(model, tokenizer), prompts)
+    return describe(wrapped, transform=transform, name=name or type(model).__name__)
+
+
+def _image_text_family(model: Any) -> ImageTextFamily | None:
+    known = (family for family in FAMILIES.values() if isinstance(family, ImageTextFamily))
+    return next((family for family in known if family.knows(model)), None)
+
+
 def _unwrap(model: Any) -> Any:
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return _unwrap(model.module)
@@ -112,6 +161,11 @@ def _unwrap(model: Any) -> Any:
 def _refusal(module: nn.Module) -> str:
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     source = kind.lower()
+    if _image_text_family(module) is not None:
+        return (
+            f"{kind} compares images with texts and needs its tokenizer to be explained; "
+            "tokentm.models.image_text(model, tokenizer) wraps it, or load it as 'open_clip:…' or 'hf:…'."
+        )
     parts = {type(part).__name__.lower() for part in module.modules()}
     if any(f".{name}" in source or f"_{name}" in source for name in _HIERARCHICAL):
         found = "a windowed, hierarchical or pooled-attention model, which has no single token grid to explain"

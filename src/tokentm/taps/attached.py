@@ -79,7 +79,7 @@ def _attach_block(undo: ExitStack, index: int, anatomy: Anatomy, taken: Taken) -
 
 
 def _enter(taken: Taken, index: int, _: Tensor) -> None:
-    taken.inside = None if taken.closed else index
+    taken.inside = index
 
 
 def _leave(taken: Taken, _: Any) -> None:

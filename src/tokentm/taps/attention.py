@@ -70,10 +70,13 @@ class AttentionTap(TorchFunctionMode):
         pooling = index == len(self._anatomy.blocks)
         if attn_mask is not None and taken.keep is not None and attn_mask.shape[-1] != key.shape[2]:
             attn_mask = subset_mask(attn_mask, taken.keep, self._anatomy.num_prefix)
-        _check_call(index, taken, query, key, dropout_p, is_causal or enable_gqa, pooling)
+        if not taken.closed:
+            _check_call(index, taken, query, key, dropout_p, is_causal or enable_gqa, pooling)
         output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         if value_of is not None:
             output = _WithValue.apply(output, value_of)
+        if taken.closed:
+            return output
         if taken.signals.needs_backward and not output.requires_grad:
             output.requires_grad_(True)  # the first block: the graph starts here
         taken.attention[index] = AttentionCall(

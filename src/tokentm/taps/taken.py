@@ -85,5 +85,5 @@ class Taken:
     bias: BiasShare = field(default_factory=BiasShare)
     grid: tuple[int, int] | None = None
     inside: int | None = None  # slot whose attention is running
-    closed: bool = False  # the forward pass is over; what still runs (heads over other layers) is not ours
+    closed: bool = False  # the forward pass is over; what still runs (heads over other layers) is not collected
     frozen: set[int] = field(default_factory=set)  # ids of the parameters that are frozen for the recording only

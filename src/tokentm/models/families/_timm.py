@@ -35,7 +35,17 @@ class TimmFamily:
 
     def anatomy(self, model: Any) -> Anatomy:
         """See ``Family``."""
-        return timm_anatomy(model, self._name, self._block, self._positions)
+        num_classes = head_width(model.head, model.num_classes)
+        if not num_classes:
+            raise UnsupportedModelError(
+                "The timm model has no classifier head (num_classes=0), so there is no class score to explain; "
+                "create it with num_classes set."
+            )
+        return self.tower(model, num_classes)
+
+    def tower(self, model: Any, num_classes: int) -> Anatomy:
+        """Describe a model with or without a head; its ``tail`` ends where the model's own forward pass ends."""
+        return timm_anatomy(model, self._name, num_classes, self._block, self._positions)
 
     def transform(self, model: Any) -> ImageTransform | None:
         """See ``Family``."""
@@ -68,15 +78,9 @@ class TimmFamily:
 
 
 def timm_anatomy(
-    model: Any, name: str, block: Callable[[Any, int], BlockAnatomy], positions: tuple[str, ...]
+    model: Any, name: str, num_classes: int, block: Callable[[Any, int], BlockAnatomy], positions: tuple[str, ...]
 ) -> Anatomy:
     """Describe a timm model whose blocks ``block`` describes."""
-    num_classes = head_width(model.head, model.num_classes)
-    if not num_classes:
-        raise UnsupportedModelError(
-            "The timm model has no classifier head (num_classes=0), so there is no class score to explain; "
-            "create it with num_classes set."
-        )
     grid, patch = _patches(model)
     pool = _pool(model)
     return Anatomy(

@@ -19,7 +19,8 @@ demo: $(STAMP)
 	$(BIN)/tokentm demo --out tokentm-demo.png
 
 evaluate: $(STAMP)
-	$(BIN)/tokentm evaluate shapes:500 --limit 500 --model shapes --protocols perturbation,segmentation \
+	$(BIN)/tokentm evaluate shapes:500 --limit 500 --model shapes --explain target \
+	  --protocols perturbation,segmentation \
 	  --methods tokentm,tokentm/libra,gae,rollout,raw_attention,attcat/libra,random,center \
 	  --batch-size 32 --out out/evaluate-shapes
 

@@ -21,6 +21,7 @@ from tokentm.errors import InputError, OutputError, TokentmError
 from tokentm.evaluate import store as store_module
 from tokentm.evaluate.decoding import seen_mask
 from tokentm.evaluate.local import LocalEngine
+from tokentm.evaluate.protocols._perturb import fill
 from tokentm.evaluate.registry import PROTOCOLS, Batch, Maps, Metric, ProtocolKind
 from tokentm.evaluate.results import Results
 from tokentm.evaluate.runner import execute, prepare
@@ -103,6 +104,16 @@ def test_figures_do_not_depend_on_workers_or_on_who_reads(tmp_path: Path) -> Non
 
 
 # --- masks follow the photo -----------------------------------------------------------------------------------------
+
+
+def test_black_is_black_under_a_transform_of_the_callers() -> None:
+    own = tokentm.load_model("shapes").transform
+    assert own is not None
+    run = prepare("shapes", "shapes:2", transform=replace(own, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.1)))
+    images, labels = torch.ones(1, 3, 96, 96), torch.zeros(1, dtype=torch.long)
+    batch = Batch(run.model, images, torch.zeros(1, 8), labels, None, None, ("scene",), 1)
+    black = fill(batch, "black").broadcast_to(images.shape)
+    assert black[0, :, 5, 7].tolist() == pytest.approx([-0.2, -0.8, -3.0])
 
 
 @pytest.mark.parametrize("size", [(50, 31), (31, 50), (96, 96), (200, 97)])

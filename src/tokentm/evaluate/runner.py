@@ -119,7 +119,8 @@ def prepare(
         PROTOCOLS[name].needs_labels or getattr(config, "label", "") == "true" for name, config in configs.items()
     )
     labels = match_labels(data, vision, partial=not needed) if data.has_labels else None
-    seen = transform or (chosen.transform_for(vision) if chosen else None) or vision.transform
+    wanted = transform or (chosen.transform_for(vision) if chosen else None) or vision.transform
+    seen = check_transform(wanted, vision.name)
     spec = RunSpec(
         model=ModelSpec.of(vision),
         data=_short_name(data.name),
@@ -130,13 +131,14 @@ def prepare(
         explained=kinds,
         protocols=tuple(configs.items()),
         preset=chosen.name if chosen else None,
-        transform=check_transform(seen, vision.name),
+        transform=seen,
         batch_size=batch_size,
         chunk=_CHUNK * batch_size,
         part_size=max(1, _PART // batch_size) * batch_size,
         seed=seed,
     )
-    return Worker(spec, vision, data)
+    # Protocols that paint pixels black must know the mean and std that these images were normalised with.
+    return Worker(spec, replace(vision, transform=seen), data)
 
 
 def execute(

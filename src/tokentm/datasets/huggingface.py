@@ -170,7 +170,8 @@ def _load(library: Any, name: str, download: bool) -> Any:
         with _quiet(library), nullcontext() if download else _offline(library):
             return library.load_dataset(str(folder) if local else name)
     except _FAULTS as error:
-        reason = str(error).strip().partition("\n")[0].removesuffix(".")
+        # The library repeats the whole path, which stands at the beginning of the sentence already.
+        reason = str(error).strip().partition("\n")[0].removesuffix(".").replace(str(folder), folder.name)
         raise DatasetError(f"{name!r} cannot be opened by the datasets library ({reason}); {_SOURCE}.") from error
 
 

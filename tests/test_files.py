@@ -3,31 +3,17 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.nobody import as_nobody
 from tokentm.errors import ImageError, OutputError
 from tokentm.files import safe_stem, writable_folder, write_atomically
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and devices")
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Give up root for the block, as root is refused nothing."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_the_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:

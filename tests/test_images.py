@@ -3,14 +3,13 @@ import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.nobody import as_nobody
 from tokentm.errors import ImageError
 from tokentm.models.images import IMAGE_SUFFIXES, MAX_PIXELS, find_images, open_image
 
@@ -306,19 +305,6 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
         find_images(tmp_path / "gone")
     with pytest.raises(ImageError, match=r"a\.jpg cannot be searched for images \(Not a directory\); give a folder"):
         find_images(tmp_path / "a.jpg")
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Give up root for the block, as root is refused nothing."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo evaluate test test-slow check lint types format train-shapes bench clean help
+.PHONY: demo evaluate test test-slow check lint types format supported-models train-shapes bench clean help
 
 help:
 	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
@@ -11,6 +11,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make check        lint, types, tests: what CI runs"
 	@echo "make test-slow    run the tests that take minutes"
+	@echo "make supported-models  examine every ViT entry of timm, write docs/supported-models.md"
 	@echo "make train-shapes train the bundled model again (up to an hour on two cores)"
 	@echo "make bench        measure memory and cost side by side"
 	@echo "make clean        remove everything that these targets made"
@@ -43,6 +44,9 @@ check: lint types test
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+supported-models: $(STAMP)
+	$(BIN)/python scripts/supported_models.py
 
 train-shapes: $(STAMP)
 	$(BIN)/python scripts/train_shapes.py train

@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "reports": ("report",),
     "evaluation": ("evaluate",),
     "data sets": ("datasets",),
-    "explain": ("", "_explain", "explanation", "session", "targets", "interop"),
+    "explain": ("", "_check", "_explain", "explanation", "session", "targets", "interop"),
     "methods": ("methods",),
     "backward rules": ("backward",),
     "recorder": ("recorder", "taps", "trace"),

@@ -120,6 +120,8 @@ def rotated(layout: str | None, x: Tensor, given: dict[str, Any], head: int, pla
 
 def take_apart(name: str, model: Any) -> Parts:
     """By the library that the specimen's name begins with."""
+    if hasattr(model, "timm_model"):
+        return _timm(model.timm_model)
     if name.startswith("timm"):
         return _timm(model)
     if name.startswith("torchvision"):
@@ -152,10 +154,15 @@ def _timm_projections(attention: Any) -> list[Affine]:
 
 
 def _relative_bias(model: Any, attention: Any) -> Callable[[dict[str, Any], list[int] | None], Tensor] | None:
-    """BEiT's table, one entry per offset, three more for the class token."""
+    """BEiT's table, one entry per offset, three more for the class token; other biases as the model looks them up."""
     table = getattr(attention, "relative_position_bias_table", None)
     if table is None:
-        return None
+        own = getattr(attention, "rel_pos", None)
+        shared = getattr(model, "shared_rel_pos", None) or getattr(model, "rel_pos_bias", None)
+        if own is None and shared is None:
+            return None
+        look_up = own.get_bias if own is not None else getattr(shared, "get_bias", shared)
+        return lambda *_: look_up().reshape(attention.num_heads, *look_up().shape[-2:])
     rows, columns = model.patch_embed.grid_size
 
     def bias(_: dict[str, Any], places: list[int] | None) -> Tensor:
@@ -301,6 +308,10 @@ def _siglip_text(model: Any) -> Parts:
 
 
 def _transformers(name: str, model: Any) -> Parts:
+    if hasattr(model, "vision_model"):
+        return _tower(model)
+    if hasattr(model, "beit"):
+        return _beit(model)
     dino = "dinov2" in name
     base = getattr(model, model.base_model_prefix)
     layers = base.encoder.layer if dino else base.layers
@@ -320,6 +331,7 @@ def _transformers(name: str, model: Any) -> Parts:
             )
         )
     prefix = 2 if "deit" in name else 1 + getattr(model.config, "num_register_tokens", 0)
+    prefix = 0 if "ijepa" in name else prefix
 
     def tail(x: Tensor) -> Tensor:
         x = base.layernorm(x)
@@ -327,11 +339,13 @@ def _transformers(name: str, model: Any) -> Parts:
             return model.classifier(torch.cat([x[:, 0], x[:, prefix:].mean(1)], dim=1))
         if "teacher" in name:
             return (model.cls_classifier(x[:, 0]) + model.distillation_classifier(x[:, 1])) / 2
-        return model.classifier(x[:, 0])
+        return model.classifier(x[:, 0] if prefix else x.mean(1))
 
     def readout(n: int) -> Tensor:
         r = torch.zeros(n, dtype=torch.float64)
         r[0] = 1
+        if not prefix:
+            r[:] = 1 / n
         if dino:
             r[0] = 0.5
             r[prefix:] = 0.5 / (n - prefix)
@@ -340,3 +354,53 @@ def _transformers(name: str, model: Any) -> Parts:
         return r
 
     return Parts(layers, weights, tail, readout, prefix)
+
+
+def _tower(model: Any) -> Parts:
+    """CLIP and SigLIP towers under a classifier."""
+    tower, weights = model.vision_model, []
+    siglip = "Siglip" in type(model).__name__
+    for b in tower.encoder.layers:
+        a = b.self_attn
+        projections = [(p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj)]
+        weights.append(Weights(b.layer_norm1, *projections, a.num_heads, None, b.layer_norm2, b.mlp, None))
+    prefix = 0 if siglip else 1
+
+    def tail(x: Tensor) -> Tensor:
+        return model.classifier((tower.post_layernorm(x) if siglip else x[:, 1:]).mean(1))
+
+    def readout(n: int) -> Tensor:
+        return torch.tensor([0.0] * prefix + [1 / (n - prefix)] * (n - prefix), dtype=torch.float64)
+
+    return Parts(tower.encoder.layers, weights, tail, readout, prefix)
+
+
+def _beit(model: Any) -> Parts:
+    base, weights = model.beit, []
+    for b in base.layers:
+        a = b.attention
+        projections = [(p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)]
+        scales = [part if isinstance(part, Tensor) else None for part in (b.lambda_1, b.lambda_2)]
+        block = Weights(
+            b.layernorm_before, *projections, a.num_attention_heads, scales[0], b.layernorm_after, b.mlp, scales[1]
+        )
+        if b.relative_position_bias is not None or base.shared_position_bias is not None:
+            block.bias = _looked_up(b.relative_position_bias or base.shared_position_bias, a.num_attention_heads)
+        weights.append(block)
+
+    def readout(n: int) -> Tensor:
+        r = torch.eye(n, dtype=torch.float64)[0]
+        return (1 - r) / (n - 1) if model.config.use_mean_pooling else r
+
+    return Parts(base.layers, weights, lambda x: model.classifier(base.pooler(base.layernorm(x))), readout, 1)
+
+
+def _looked_up(module: Any, heads: int) -> Callable[[dict[str, Any], list[int] | None], Tensor]:
+    """transformers' own look-up, for the window that the block is called with."""
+
+    def bias(given: dict[str, Any], _: list[int] | None) -> Tensor:
+        rows, columns = (side // 8 for side in given["resolution"])
+        found = module((rows, columns), False, dim_size=rows * columns + 1)
+        return found.reshape(heads, *found.shape[-2:])
+
+    return bias

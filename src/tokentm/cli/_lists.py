@@ -1,10 +1,13 @@
 """``tokentm methods``, ``models``, ``datasets`` and ``protocols``: what there is."""
 
+from typing import Annotated
+
+import typer
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from tokentm.cli._app import DebugOption, command, out
+from tokentm.cli._app import DebugOption, command, err, out, tell
 
 __all__ = ["datasets", "methods", "models", "protocols"]
 
@@ -33,8 +36,16 @@ def methods(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the c
 
 
 @command("models")
-def models(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the command wrapper)
+def models(
+    check: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Say what this model is and whether it can be explained.")
+    ] = None,
+    debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
+) -> None:
     """List what --model takes and which model families work."""
+    if check is not None:
+        _check(check)
+        return
     from tokentm.models import BUNDLED
     from tokentm.models.anatomy import FAMILIES
 
@@ -45,12 +56,37 @@ def models(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the co
         ("vit_base_patch16_224", "any timm ViT by name, weights from the hub"),
         ("hf:org/name", "a timm or transformers classifier on the hub"),
         ("torchvision:vit_b_16", "a torchvision ViT with its default weights"),
+        ("open_clip:ViT-B-32/openai", "an image–text model of open_clip; targets are texts"),
         ("path/to/folder", "config.json and weights in timm's or transformers' hub format"),
         ("weights.safetensors", "a state dict, with --arch and a timm name"),
     ):
         table.add_row(f"[bold]{name}[/bold]", what)
     out.print(table)
     out.print(f"\nFamilies: {', '.join(FAMILIES)}.")
+
+
+def _check(name: str) -> None:
+    from tokentm._check import check
+
+    with err.status(f"Looking at {escape(name)}…"):
+        found = check(name)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    prefix = f"{found.prefix} before the patches" if found.prefix else "patches only"
+    for key, value in (
+        ("model", found.name),
+        ("family", found.family),
+        ("blocks", f"{found.blocks}, {found.heads} heads"),
+        ("image", f"{found.size[0]}×{found.size[1]}"),
+        ("tokens", f"{found.tokens}, {prefix}"),
+        ("grid", f"{found.grid[0]}×{found.grid[1]}"),
+        ("readout", found.readout),
+        ("methods", f"{len(found.methods)}: {', '.join(found.methods)}"),
+        ("output unchanged", "yes" if found.unchanged else "no"),
+    ):
+        table.add_row(f"[bold]{key}[/bold]", escape(value))
+    out.print(table)
+    for method, reason in found.failed.items():
+        tell(f"{method} does not work here: {reason}", "yellow")
 
 
 @command("datasets")

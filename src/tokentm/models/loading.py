@@ -24,7 +24,7 @@ from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, read_wei
 from tokentm.models.transforms import ImageTransform
 from tokentm.models.vision_model import VisionModel, describe
 
-__all__ = ["BUNDLED", "load_model"]
+__all__ = ["BUNDLED", "load_model", "quiet"]
 
 BUNDLED = {"shapes": "eight shapes on cluttered scenes, 96×96, offline (8 classes)"}
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -148,7 +148,7 @@ def _from_timm_folder(folder: Path) -> VisionModel:
     if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
         raise ModelLoadError(f"The folder '{folder}' has config.json but no model.safetensors beside it.")
     try:
-        with _quiet():
+        with quiet():
             module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except LOAD_FAILURES as error:
         raise ModelLoadError(f"The folder '{folder}' does not hold a timm model: {reason(error)}.") from error
@@ -192,13 +192,13 @@ def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> Vis
     if set(config.get("architectures") or ()) & {"CLIPModel", "MetaClip2Model", "SiglipModel"}:
         from tokentm.models._image_text_loading import from_transformers
 
-        with _quiet():
+        with quiet():
             return from_transformers(source, name)
     # Code that comes with a repository is never run, and transformers is kept from asking whether it may. Weights of
     # other shapes are let through and refused below: transformers itself would not say which they are.
     safely: dict[str, Any] = {"trust_remote_code": False}
     try:
-        with _quiet():
+        with quiet():
             module, info = AutoModelForImageClassification.from_pretrained(
                 source, attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=True, **safely
             )
@@ -267,10 +267,11 @@ def _from_weight_file(path: Path, arch: str | None) -> VisionModel:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the reports of model libraries and hub clients from the user, who is told in one sentence instead."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers", "httpx", "httpx2")]
-    levels = [logger.level for logger in loggers]
+    root = logging.getLogger()  # open_clip reports through it, and logging then gives it a handler
+    loggers = [root, *(logging.getLogger(name) for name in ("huggingface_hub", "transformers", "httpx", "httpx2"))]
+    levels, handlers = [logger.level for logger in loggers], list(root.handlers)
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
@@ -280,13 +281,14 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @contextmanager
 def _hub(name: str) -> Iterator[None]:
     """Fetch something: the hub client's retries stay silent and whatever they end in becomes one sentence."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except TokentmError:
         raise

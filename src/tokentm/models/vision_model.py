@@ -169,7 +169,7 @@ def _refusal(module: nn.Module) -> str:
     parts = {type(part).__name__.lower() for part in module.modules()}
     if any(f".{name}" in source or f"_{name}" in source for name in _HIERARCHICAL):
         found = "a windowed, hierarchical or pooled-attention model, which has no single token grid to explain"
-    elif any("attention" in part or "attn" in part for part in parts):
+    elif any(word in part for part in parts for word in ("attention", "attn", "mhsa", "gpsa")):
         found = "a transformer of a family that is not known yet"
     elif sum(isinstance(part, nn.Conv2d) for part in module.modules()) > 1:  # one alone cuts patches
         found = "a convolutional network, which has no attention between tokens"

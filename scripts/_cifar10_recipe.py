@@ -21,22 +21,24 @@ class Recipe:
     depth: int = 6
     heads: int = 3
     seed: int = 0
-    steps: int = 9_000
+    steps: int = 3_600
     batch: int = 256
     parts: int = 2  # each batch is learnt from in so many threads at once
     kept: int = 32  # patches of 64 that are looked at until the dense steps begin
-    dense_share: float = 0.3  # of the steps, at the end, see all patches
+    dense_share: float = 0.25  # of the steps, at the end, see all patches
     lr: float = 3e-3
     weight_decay: float = 0.05
     warm_up: int = 200
     ema: float = 0.998
     smoothing: float = 0.1
     drop_path: float = 0.0  # of the last block; falls to nothing at the first
-    warp: float = 0.5  # share of the images that are turned, scaled and sheared; all are mirrored and shifted
-    colour: float = 0.3
+    warp: float = 0.25  # share of the images that are turned, scaled and sheared; all are mirrored and shifted
+    colour: float = 0.2
     cutmix: float = 0.3
     mixup: float = 0.0
     erase: float = 0.0
+    teacher_epochs: float = 9.0  # of the convolutional teacher; 0 trains without one
+    teacher_share: float = 0.6  # of the target that is the teacher's answer, the rest is the label
     held_out: int = 1_000  # training images that are only watched, so that nothing is chosen by the test images
 
 
@@ -45,6 +47,7 @@ PRESETS = {
     "gpu": Recipe(
         depth=12,
         parts=1,
+        teacher_epochs=16.0,
         batch=1024,
         steps=24_000,
         warm_up=1_000,

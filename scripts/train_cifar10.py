@@ -5,9 +5,10 @@
     python scripts/train_cifar10.py evaluate --data FILE --card  # test images; rewrites the model card
 
 FILE is cifar-10-python.tar.gz, or a tree train/<class>/*.jpg, test/<class>/*.jpg; either may also be extracted.
-``--preset cpu`` (two hours of two cores) and ``--preset gpu`` are two recipes of one program; ``--pool avg`` trains the
-twin whose head reads the mean of the patch tokens. Order, augmentation, kept tokens and dropped blocks of step ``i``
-depend only on the seed and on ``i``, so that on a CPU a resumed run is the run uninterrupted, bit for bit.
+``--preset cpu`` (an hour and a half of two cores) and ``--preset gpu`` are two recipes of one program; both first train
+a small convolutional network, whose soft answers the ViT learns from. ``--pool avg`` trains the twin whose head reads
+the mean of the patch tokens. Order, augmentation, kept tokens and dropped blocks of step ``i`` depend only on the seed
+and on ``i``, so that on a CPU a resumed run is the run uninterrupted, bit for bit.
 Needs torch 2.9 or later, for Muon; the model itself does not.
 """
 
@@ -31,6 +32,7 @@ import tokentm
 from _cifar10_images import Images, draw_batch
 from _cifar10_package import export, logits_of, measure, write_card
 from _cifar10_recipe import PRESETS, Recipe, build, set_start
+from _cifar10_teacher import answers, trained_teacher
 from tokentm.datasets._cifar_files import CifarFiles, read_cifar
 from tokentm.files import writable_folder, write_atomically
 
@@ -65,6 +67,7 @@ class Run:
         self.parameters = list(self.student.parameters())
         self.forward = torch.compile(logits_of_batch) if device.type == "cuda" else logits_of_batch
         self.optimizers = self._optimizers()
+        self.teacher: nn.Module | None = None
         self.step, self.seconds, self.core_seconds = 0, 0.0, 0.0
         self.history: list[dict[str, float]] = []
         self.recent: list[Tensor] = []
@@ -109,8 +112,11 @@ class Run:
         """Return the gradients of all parameters, and [loss, accuracy] of the batch."""
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self.forward(self.student, batch["images"], batch["kept"], batch["branches"]).float()
-        loss = F.cross_entropy(logits, batch["targets"])
-        hits = (logits.argmax(1) == batch["targets"].argmax(1)).float().mean()
+        targets = batch["targets"]
+        if self.teacher is not None:
+            targets = targets.lerp(answers(self.teacher, batch["images"]), self.recipe.teacher_share)
+        loss = F.cross_entropy(logits, targets)
+        hits = (logits.argmax(1) == targets.argmax(1)).float().mean()
         return torch.autograd.grad(loss, self.parameters), torch.stack([loss.detach(), hits])
 
     def learn(self, batch: dict[str, Tensor], in_threads: Callable[..., Any]) -> None:
@@ -154,8 +160,10 @@ def told_to_stop() -> Iterator[list[int]]:
 def train(folder: Path, recipe: Recipe, files: CifarFiles, device: torch.device, until: int | None = None) -> Run:
     """Train to the end, or to a step before it, from the last checkpoint if there is one."""
     writable_folder(folder)
-    torch.set_num_threads(1)
     run, data = Run(folder, recipe, len(files.class_names), device), Images(files, recipe, device)
+    if recipe.teacher_epochs:
+        run.teacher = trained_teacher(folder, recipe, data, device)
+    torch.set_num_threads(1)
     began, core_began = time.monotonic() - run.seconds, time.process_time() - run.core_seconds
     until, saved = min(until or recipe.steps, recipe.steps), time.monotonic()
     with (

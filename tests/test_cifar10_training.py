@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> CifarFiles:
 def recipe(script: Any) -> Any:
     """All of the GPU's augmentation, on a model of two narrow blocks; the last of four steps is dense."""
     small = {"width": 32, "depth": 2, "heads": 2, "parts": 2, "batch": 8, "steps": 4, "warm_up": 2, "held_out": 4}
-    return replace(script.PRESETS["gpu"], **small, kept=16, dense_share=0.25, drop_path=0.3)
+    return replace(script.PRESETS["gpu"], **small, kept=16, dense_share=0.25, drop_path=0.3, teacher_epochs=1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.data_files import BLUE, GREEN, RED, check_contract, colour, keys, refused
 from tokentm.datasets import shapes_set
-from tokentm.datasets.cifar import open_cifar
+from tokentm.datasets.cifar import open_cifar10
 from tokentm.datasets.gtsegs import open_gtsegs
 from tokentm.datasets.open_dataset import open_dataset
 from tokentm.datasets.shapes import scene
@@ -143,7 +143,7 @@ def test_cifar_from_its_folder_and_its_archive(tmp_path: Path) -> None:
     sets = [open_dataset(place) for place in (tmp_path, folder, archive)]
     for data in sets:
         check_contract(data)
-        assert data.name.startswith("cifar:")
+        assert data.name.startswith("cifar10:")
         assert data.class_names == ("airplane", "automobile", "bird")
         assert keys(data) == ["test-00000", "test-00001", "test-00002"]
         assert [data[index].label for index in range(3)] == [2, 0, 1]
@@ -156,12 +156,21 @@ def test_cifar_from_its_folder_and_its_archive(tmp_path: Path) -> None:
 def test_bad_cifar(tmp_path: Path) -> None:
     folder = write_cifar10(tmp_path / "cifar-10-batches-py")
     with refused(DatasetError, r"holds none of CIFAR's train batches; download"):
-        open_cifar(folder, split="train")
+        open_cifar10(folder, split="train")
     with refused(DatasetError, r"CIFAR has no split 'val'; give 'test' or 'train'"):
-        open_cifar(folder, split="val")
+        open_cifar10(folder, split="val")
+    many = np.zeros((11, 3072), dtype=np.uint8)
+    batch = {b"data": many, b"fine_labels": list(range(11))}
+    (tmp_path / "cifar-100-python").mkdir()
+    names = {b"fine_label_names": [b"class %d" % label for label in range(11)]}
+    for name, content in (("test", batch), ("meta", names)):
+        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content, protocol=2))
+    with refused(DatasetError, r"has 11 classes, CIFAR-10 has 10; type cifar100:"):
+        open_cifar10(tmp_path / "cifar-100-python")
+    assert open_dataset(tmp_path / "cifar-100-python").name.startswith("cifar100:")
     (folder / "test_batch").write_bytes(b"x")
     with refused(DatasetError, r"is damaged or no batch of CIFAR .*; download"):
-        open_cifar(folder)
+        open_cifar10(folder)
 
 
 # --- shapes -------------------------------------------------------------------------------------------------------
@@ -200,3 +209,28 @@ def test_bad_shapes() -> None:
         open_shapes(seed=shapes_set._TRAINED_ON)
     with refused(DatasetError, r"seed=-1 cannot be used"):
         open_shapes(seed=-1)
+
+
+# --- the bundled examples -----------------------------------------------------------------------------------------
+
+
+def test_the_bundled_examples_are_one_photo_of_each_class() -> None:
+    data = open_dataset("examples")
+    check_contract(data)
+    assert data.class_names == (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+    assert [data[index].label for index in range(len(data))] == list(range(10))
+    assert keys(data)[0] == "airplane.png"
+    assert {data[index].photo.size for index in range(10)} == {(32, 32)}
+    with refused(DatasetError, r"have no place, got 'here'; type examples alone"):
+        open_dataset("examples:here")

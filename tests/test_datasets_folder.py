@@ -241,7 +241,7 @@ def test_unknown_kinds_and_places(tmp_path: Path) -> None:
         open_dataset(file)
 
 
-@pytest.mark.parametrize("kind", sorted(set(DATASETS) - {"shapes", "hf-dataset"}))
+@pytest.mark.parametrize("kind", sorted(set(DATASETS) - {"examples", "shapes", "hf-dataset"}))
 def test_a_missing_place_is_answered_with_where_to_get_it(kind: str, tmp_path: Path) -> None:
     with refused(DatasetError, re.escape(f"{DATASETS[kind].source}.") + "$"):
         open_dataset(f"{kind}:{tmp_path / 'absent'}")

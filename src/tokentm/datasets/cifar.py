@@ -14,13 +14,13 @@ from tokentm.datasets._photos import digest, existing
 from tokentm.datasets.registry import Example, dataset
 from tokentm.errors import DatasetError, InputError
 
-__all__ = ["Cifar", "open_cifar"]
+__all__ = ["Cifar", "open_cifar10", "open_cifar100"]
 
 _SOURCE: Final = (
-    "download cifar-10-python.tar.gz or cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html and give that "
-    "file, or the folder it holds"
+    "download cifar-{0}-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html and give that file, or the folder that "
+    "it holds"
 )
-_MARKS: Final = ("cifar-10-batches-py", "cifar-100-python", "batches.meta", "meta")
+_MARKS: Final = {10: ("cifar-10-batches-py", "batches.meta"), 100: ("cifar-100-python", "meta")}
 
 
 @final
@@ -73,20 +73,21 @@ class Cifar:
         )
 
 
-def _recognises(place: Path) -> bool:
+def _recognises(place: Path, classes: int) -> bool:
     if place.is_dir():
-        return any((place / mark).exists() for mark in _MARKS)
-    return place.name.lower().startswith("cifar") and ".tar" in place.suffixes
+        return any((place / mark).exists() for mark in _MARKS[classes])
+    name = place.name.lower()
+    return name.startswith("cifar") and ".tar" in place.suffixes and ("100" in name) == (classes == 100)
 
 
 @dataset(
-    "cifar",
-    summary="CIFAR-10 or CIFAR-100, from the original Python archives or trees of images",
-    source=_SOURCE,
-    recognises=_recognises,
+    "cifar10",
+    summary="CIFAR-10, from the original Python archive or a tree of images",
+    source=_SOURCE.format(10),
+    recognises=lambda place: _recognises(place, 10),
 )
-def open_cifar(place: str | Path | None = None, *, split: str = "test") -> Cifar:
-    """Open CIFAR-10 or CIFAR-100 (fine labels), whichever is there.
+def open_cifar10(place: str | Path | None = None, *, split: str = "test") -> Cifar:
+    """Open CIFAR-10.
 
     Args:
         place: The archive, or the folder it holds.
@@ -95,12 +96,40 @@ def open_cifar(place: str | Path | None = None, *, split: str = "test") -> Cifar
     Raises:
         DatasetError: The file is missing, damaged or another one, or there is no such split.
     """
-    path = existing("cifar", place, _SOURCE)
+    return _open(10, place, split)
+
+
+@dataset(
+    "cifar100",
+    summary="CIFAR-100 with its fine labels, from the original Python archive or a tree of images",
+    source=_SOURCE.format(100),
+    recognises=lambda place: _recognises(place, 100),
+)
+def open_cifar100(place: str | Path | None = None, *, split: str = "test") -> Cifar:
+    """Open CIFAR-100 (fine labels).
+
+    Args:
+        place: The archive, or the folder it holds.
+        split: ``"test"`` or ``"train"``.
+
+    Raises:
+        DatasetError: The file is missing, damaged or another one, or there is no such split.
+    """
+    return _open(100, place, split)
+
+
+def _open(classes: int, place: str | Path | None, split: str) -> Cifar:
+    kind, source = f"cifar{classes}", _SOURCE.format(classes)
+    path = existing(kind, place, source)
     if split not in SPLITS:
         raise DatasetError(f"CIFAR has no split {split!r}; give 'test' or 'train'.")
     try:
         files = read_cifar(path, (split,))
     except InputError as error:
-        raise DatasetError(f"{str(error).removesuffix('.')}; {_SOURCE}.") from error
+        raise DatasetError(f"{str(error).removesuffix('.')}; {source}.") from error
+    if len(files.class_names) > 10 and classes == 10:
+        raise DatasetError(
+            f"{str(path)!r} has {len(files.class_names)} classes, CIFAR-10 has 10; type cifar100:{path}."
+        )
     pictures, labels = files.splits[split]
-    return Cifar(f"cifar:{place}", split, pictures, labels, files.class_names)
+    return Cifar(f"{kind}:{place}", split, pictures, labels, files.class_names)

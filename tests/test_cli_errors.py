@@ -48,6 +48,7 @@ CASES = {
     "unusable device": explain("--device", "meta", says=("'meta'", "'cpu'")),
     "opacity above 1": explain("--opacity", "2", says=("--opacity", "'2'", "0 to 1", "tokentm explain --help")),
     "batch of nothing": explain("--batch-size", "few", says=("--batch-size", "'few'", "1 or more")),
+    "unknown precision": explain("--precision", "half", says=("--precision", "'half'", "bfloat16")),
     "unknown option": explain("--modle", "vit", says=("--modle", "--model", "tokentm explain --help")),
     "no photo": Case(("explain",), ("PHOTO", "tokentm explain --help")),
     "unknown command": Case(("expain", "a.jpg"), ("'expain'", "mean 'explain'?")),

@@ -47,6 +47,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_a_run_in_another_precision_is_another_run(tmp_path: Path) -> None:
+    command = ["evaluate", "shapes:4", "--limit", "4", *SEGMENT, "--out", "run"]
+    assert run([*command, "--precision", "bfloat16"], tmp_path).code == 0
+    assert "holds another run" in told(run(command, tmp_path))
+
+
 def test_a_folder_of_photos_with_a_broken_one(photos: Path, tmp_path: Path) -> None:
     command = ["evaluate", photos, *CHEAP, "--protocols", "saco", "--only-correct", "--against", "published"]
     done = run([*command, "--out", "run"], tmp_path)

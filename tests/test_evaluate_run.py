@@ -205,6 +205,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "methods.random.options.seed": {"methods": ("gae", "random"), "seed": 3},
     "explained": {"explained": "target"},
     "images": {"limit": 3},
+    "data.name": {"sample": 3},
     "protocols": {"protocols": ("segmentation", "saco")},
     "preset": {"preset": "chefer-2021"},
 }
@@ -362,6 +363,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "unknown preset": {"preset": "chefer"},
     "batch": {"batch_size": 0},
     "limit": {"limit": 0},
+    "sample": {"sample": 0},
     "config of another protocol": {"protocols": {"segmentation": NoConfig()}},
     "no fixed size": {"transform": ImageTransform(resize=64)},
 }  # fmt: skip

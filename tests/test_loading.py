@@ -338,6 +338,12 @@ def test_a_device_that_is_not_there(device: str) -> None:
     ))  # fmt: skip
 
 
+def test_the_type_of_the_weights_can_be_chosen() -> None:
+    module = load_model("shapes", dtype=torch.bfloat16).module
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    refused(r"converted to torch\.int8; torch\.bfloat16", lambda: load_model("shapes", dtype=torch.int8), InputError)
+
+
 # --- the kit ----------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from tokentm.cli._app import DebugOption, command, err, out, tell
 from tokentm.cli._explain import DEFAULT_MODEL, load
-from tokentm.cli._options import whole_number
+from tokentm.cli._options import PrecisionOption, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import InputError
 
@@ -36,6 +36,7 @@ def compare(
     to: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")] = Path("out"),
     arch: Annotated[str | None, typer.Option(help="timm architecture of a weight file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: PrecisionOption = None,
     batch_size: Annotated[int, typer.Option(parser=whole_number(1), metavar="N", help="Photos at once.")] = 8,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
@@ -50,7 +51,7 @@ def compare(
         sources = find_photos(photos, to)
     with output_folder(to):
         with err.status(f"Loading {escape(model)}…"):
-            vision = load(model, arch, device)
+            vision = load(model, arch, device, precision)
         blind = [name for name in chosen if not METHODS[name.split("/")[0]].class_specific]
         if targets is not None and blind:
             tell(f"Note: {', '.join(blind)}: blind to the class, so the map is the same for every target.", "yellow")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tokentm.cli._app import EXIT_INTERRUPTED, DebugOption, command, err, out, tell
 from tokentm.cli._explain import DEFAULT_MODEL, load
-from tokentm.cli._options import whole_number
+from tokentm.cli._options import PrecisionOption, whole_number
 from tokentm.errors import DatasetError, InputError
 
 if TYPE_CHECKING:
@@ -48,11 +48,15 @@ def evaluate(
         str | None, typer.Option("--explain", metavar="predicted|target|both", help="Which class is explained.")
     ] = None,
     limit: Annotated[int | None, typer.Option(parser=whole_number(1), metavar="N", help="The first N images.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(parser=whole_number(1), metavar="N", help="N images drawn at random by --seed.")
+    ] = None,
     to: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")] = Path("run"),
     only_correct: OnlyCorrect = False,
     against: Against = None,
     arch: Annotated[str | None, typer.Option(help="timm architecture of a weight file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: PrecisionOption = None,
     batch_size: Annotated[int, typer.Option(parser=whole_number(1), metavar="N", help="Images explained at once.")] = 8,
     workers: Annotated[
         int | None, typer.Option(parser=whole_number(0), metavar="N", help="Processes that read images.")
@@ -74,8 +78,8 @@ def evaluate(
         _check_names(names, wanted, preset, data)
     with err.status(f"Loading {escape(model)}…"):
         worker = prepare(
-            load(model, arch, device), data, names, wanted,
-            preset=preset, explained=explained, limit=limit, batch_size=batch_size, seed=seed,
+            load(model, arch, device, precision), data, names, wanted,
+            preset=preset, explained=explained, limit=limit, sample=sample, batch_size=batch_size, seed=seed,
         )  # fmt: skip
     with _progress(to) as tick:
         results = execute(worker, to, tick, LocalEngine(_default_workers() if workers is None else workers))

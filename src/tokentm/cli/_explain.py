@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokentm.cli._app import EXIT_PARTIAL, DebugOption, command, err, out, tell
-from tokentm.cli._options import fraction, whole_number
+from tokentm.cli._options import PrecisionOption, fraction, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError
 
@@ -45,6 +45,7 @@ def explain(
     cmap: Annotated[str | None, typer.Option(help="A matplotlib colour map.")] = None,
     arch: Annotated[str | None, typer.Option(help="timm architecture of a weight file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: PrecisionOption = None,
     batch_size: Annotated[int, typer.Option(parser=whole_number(1), metavar="N", help="Photos at once.")] = 8,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
@@ -72,7 +73,7 @@ def explain(
     with output_folder(to):
         with err.status(f"Loading {escape(model)}…"):
             wanted = f"top{top}" if top is not None else "; ".join(target) if target else None
-            vision = with_texts(wanted, load(model, arch, device))
+            vision = with_texts(wanted, load(model, arch, device, precision))
         if wanted is not None and not chosen.class_specific:
             tell(f"Note: {method} does not depend on the class, so its map is the same for every target.", "yellow")
         work = _Work(
@@ -188,7 +189,7 @@ class _Work:
         )
 
 
-def load(model: str, arch: str | None, device: str) -> "VisionModel":
+def load(model: str, arch: str | None, device: str, precision: str | None) -> "VisionModel":
     import torch
 
     from tokentm.models import load_model
@@ -200,7 +201,8 @@ def load(model: str, arch: str | None, device: str) -> "VisionModel":
         torch.empty(0, device=chosen).cpu()  # "meta" can be filled, but not read
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Device {device!r} cannot be used here; 'cpu' and 'auto' work.") from error
-    return load_model(model, arch=arch, device=chosen)
+    dtype = None if precision is None else getattr(torch, precision)
+    return load_model(model, arch=arch, device=chosen, dtype=dtype)
 
 
 def _chunks(entries: list[tuple[str, Path]], size: int) -> Iterator[list[tuple[str, Path]]]:

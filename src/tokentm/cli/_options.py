@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -11,8 +11,9 @@ from tokentm.errors import InputError, nearest
 if TYPE_CHECKING:
     from tokentm.methods import Method
 
-__all__ = ["fraction", "parse_options", "whole_number"]
+__all__ = ["PrecisionOption", "fraction", "parse_options", "whole_number"]
 
+_PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -44,6 +45,24 @@ def fraction(given: str | float) -> float:
     if not 0 <= value <= 1:
         raise typer.BadParameter(f"{str(given)!r} is not a number from 0 to 1")
     return value
+
+
+def precision(given: str) -> str:
+    """Parse the name of a floating-point type."""
+    if given not in _PRECISIONS:
+        raise typer.BadParameter(f"{given!r} is none of {', '.join(_PRECISIONS)}")
+    return given
+
+
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        parser=precision,
+        metavar="|".join(_PRECISIONS),
+        help="What the model computes in; relevance is float32 or wider. [as its weights are]",
+    ),
+]
 
 
 def parse_options(method: "Method", pairs: list[str]) -> Any:

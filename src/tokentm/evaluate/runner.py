@@ -11,6 +11,7 @@ from torch import nn
 from tokentm.datasets.labels import match_labels
 from tokentm.datasets.open_dataset import open_dataset
 from tokentm.datasets.registry import Dataset
+from tokentm.datasets.sample import Sample
 from tokentm.errors import DatasetError, InputError
 from tokentm.evaluate.decoding import check_transform
 from tokentm.evaluate.engine import Engine
@@ -46,6 +47,7 @@ def evaluate(
     explained: str | None = None,
     transform: ImageTransform | None = None,
     limit: int | None = None,
+    sample: int | None = None,
     out: str | Path | None = None,
     batch_size: int = 8,
     workers: int = 0,
@@ -65,6 +67,7 @@ def evaluate(
             predicted.
         transform: From photo to input; overrides the preset's and the model's own.
         limit: Evaluate the first so many images only.
+        sample: Evaluate so many images drawn at random by ``seed``; most data sets lie sorted by class.
         out: Folder of the run. One that was interrupted goes on where it stopped. None makes one below ``runs/``
             whose name follows from everything that is asked for.
         batch_size: Images explained at once.
@@ -84,7 +87,7 @@ def evaluate(
     """
     worker = prepare(
         model, dataset, methods, protocols, preset=preset, explained=explained, transform=transform, limit=limit,
-        batch_size=batch_size, seed=seed,
+        sample=sample, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     folder = Path(out) if out is not None else Path("runs") / worker.spec.manifest()["identity"][:16]
     return execute(worker, folder, progress, engine or LocalEngine(workers))
@@ -100,16 +103,18 @@ def prepare(
     explained: str | None = None,
     transform: ImageTransform | None = None,
     limit: int | None = None,
+    sample: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
 ) -> Worker:
     """Check everything that can be checked before any image is read, and say what the run is; see ``evaluate``."""
     chosen = PRESETS[preset] if isinstance(preset, str) else preset
     requests = _requests(methods, seed)
-    for name, value in (("batch_size", batch_size), ("limit", limit)):
+    for name, value in (("batch_size", batch_size), ("limit", limit), ("sample", sample)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value} is too small; expected 1 or more.")
     data = open_dataset(dataset)
+    data = data if sample is None else Sample.draw(data, sample, seed)
     kinds = _kinds(explained or (chosen.explained if chosen and data.has_labels else "predicted"))
     configs = _configs(protocols, chosen, data)
     _check_data(data, configs, kinds)

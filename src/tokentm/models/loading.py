@@ -26,7 +26,9 @@ from tokentm.models.vision_model import VisionModel, describe
 
 __all__ = ["BUNDLED", "load_model", "quiet"]
 
-BUNDLED = {"shapes": "eight shapes on cluttered scenes, 96×96, offline (8 classes)"}
+BUNDLED = {
+    "shapes": "eight shapes on cluttered scenes, 96×96, offline (8 classes)",
+}
 _WEIGHTS = Path(__file__).parent / "weights"
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -36,6 +38,7 @@ def load_model(
     *,
     arch: str | None = None,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
     transform: ImageTransform | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> VisionModel:
@@ -55,6 +58,8 @@ def load_model(
             - an ``nn.Module`` of a known family, or a ``VisionModel``, whose fields the arguments override.
         arch: timm architecture of a weight file.
         device: Where to put it; by default it stays where it is (CPU for a loaded one).
+        dtype: What its weights are converted to, ``torch.bfloat16`` say; by default they stay as they are. Relevance is
+            computed in float32 or wider whatever this is.
         transform: Replaces the input transform that came with the model.
         class_names: Replaces the class names that came with the model; the prompts of an image–text model.
 
@@ -63,7 +68,10 @@ def load_model(
         HubUnreachableError: The weights must be fetched and the hub does not answer.
         MissingExtraError: The source needs a library that is not installed.
         UnsupportedModelError: It is no ViT of a known family.
+        InputError: ``device`` cannot be used, or ``dtype`` is none of a floating-point number.
     """
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"A model cannot be converted to {dtype}; torch.bfloat16, float16, float32 and float64 work.")
     if isinstance(source, VisionModel):
         loaded = source
     elif isinstance(source, str | Path):
@@ -74,6 +82,8 @@ def load_model(
         loaded, class_names = loaded.with_prompts(class_names), None
     if transform is not None or class_names is not None:
         loaded = replace(loaded, transform=transform or loaded.transform, class_names=class_names or loaded.class_names)
+    if dtype is not None:
+        loaded.module.to(dtype)
     if device is not None:
         _move(loaded.module, device)
     return loaded

@@ -1,0 +1,174 @@
+"""Measure the methods on every data set at hand and write ``docs/results.md``.
+
+    python scripts/results.py [NAME…] [--kit ../shared/kit] [--out docs/results.md]
+
+Each table is one run of ``tokentm evaluate`` into ``out/results/NAME``, which goes on where it was interrupted; without
+names all are run. The page holds every run that is finished, under the command that made it.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokentm.errors import InputError
+from tokentm.evaluate.results import Figure, Results
+from tokentm.files import write_atomically
+from tokentm.report.evaluation.tables import text_of
+from tokentm.report.evaluation.verdicts import verdicts
+
+EIGHT = "tokentm,tokentm/libra,gae,rollout,raw_attention,attcat/libra,random,center"
+# All methods whose cost is a few passes; tis, vit_cx and rise need hundreds to thousands a picture.
+MANY = (
+    "tokentm,tokentm/libra,gae,gae/libra,transformer_attribution,beyond_intuition_h,beyond_intuition_t,attcat,"
+    "attcat/libra,fullgrad_plus/libra,input_x_gradient,input_x_gradient/libra,integrated_gradients,attnlrp,"
+    "conservative_lrp,lrp,partial_lrp,legrad,legrad/libra,gradcam,gradcam_tokens,raw_attention,rollout,random,center"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One run and what is said of it.
+
+    Attributes:
+        title: Heading.
+        data: As typed; KIT stands for the folder of the kit, CIFAR for the archive.
+        options: Of ``tokentm evaluate``.
+        text: What a reader should know before the figures.
+    """
+
+    title: str
+    data: str
+    options: tuple[str, ...]
+    text: str
+
+    def command(self, kit: str, cifar: str) -> list[str]:
+        """Words of the command line."""
+        words = ["tokentm", "evaluate", self.data, *self.options]
+        return [word.replace("KIT", kit).replace("CIFAR", cifar) for word in words]
+
+
+TABLES = {
+    "shapes": Table(
+        "Scenes with exact masks",
+        "shapes:500",
+        ("--limit", "500", "--model", "shapes", "--explain", "target", "--protocols", "perturbation,segmentation",
+         "--methods", EIGHT, "--batch-size", "32"),
+        "The bundled scenes and model; `make evaluate` is this run. Half of the scenes show two objects, so that only "
+        "68 % of the labelled objects are also the predicted one. Blacking pixels out paints a new object into the "
+        "scene, and objects lie near the middle: the floor `center` is strong when the most relevant pixels go first. "
+        "The next table leaves patches out instead of painting over them.",
+    ),
+    "shapes-drop": Table(
+        "The same scenes, patches left out",
+        "shapes:500",
+        ("--limit", "500", "--model", "shapes", "--explain", "target", "--protocols", "mif-lif-srg",
+         "--methods", EIGHT, "--batch-size", "32"),
+        "Patches do not enter the model at all, so nothing is painted; both floors are where they belong.",
+    ),
+    "cifar10": Table(
+        "CIFAR-10: the test of the paper on small photos",
+        "cifar10:CIFAR",
+        ("--sample", "1000", "--model", "cifar10", "--explain", "predicted", "--protocols", "perturbation,mif-lif-srg",
+         "--methods", MANY, "--batch-size", "50"),
+        "1,000 test images drawn at random; the bundled model, 32×32 pixels, relevance upsampled from 8×8 patches.",
+    ),
+    "kit-photos": Table(
+        "Photos of ImageNet, DINOv2 ViT-S/14",
+        "kit:KIT/photos",
+        ("--model", "KIT/dinov2_small_in1k", "--explain", "predicted", "--protocols", "perturbation",
+         "--methods", EIGHT, "--batch-size", "16", "--precision", "bfloat16"),
+        "A real backbone with a few-shot head that is weak by nature: figures follow the class it predicts, and the "
+        "accuracy is low from the start. Perturbed images pass the model in bfloat16.",
+    ),
+    "kit-masks": Table(
+        "Photos of COCO with masks, DINOv2 ViT-S/14",
+        "kit:KIT/masked",
+        ("--model", "KIT/dinov2_small_in1k", "--explain", "target", "--protocols", "perturbation,segmentation",
+         "--methods", EIGHT, "--batch-size", "16"),
+        "The annotated class is explained, whether or not the model predicts it.",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run what is asked for and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
+    parser.add_argument("--kit", default="../shared/kit")
+    parser.add_argument("--cifar", help="the archive or folder [the kit's]")
+    parser.add_argument("--runs", type=Path, default=Path("out/results"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--only-write", action="store_true", help="measure nothing, write the page anew")
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in TABLES]
+    if unknown:
+        parser.error(f"unknown table {unknown[0]!r}; known are {', '.join(TABLES)}")
+    cifar = given.cifar or f"{given.kit}/cifar10_jpeg.tar.xz"
+    if not given.only_write:
+        for name in given.names or TABLES:
+            words = TABLES[name].command(given.kit, cifar)
+            command = [str(Path(sys.executable).with_name(words[0])), *words[1:], "--out", str(given.runs / name)]
+            subprocess.run(command, check=True)  # noqa: S603  (the words are ours)
+    with write_atomically(given.out) as path:
+        path.write_text(page(given.runs), encoding="utf-8")
+
+
+def page(runs: Path) -> str:
+    """The page, of all runs that are finished."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `python scripts/results.py`; every figure with its 95 % bootstrap interval over images. `random` and",
+        "`center` are floors: they look neither at the model nor at the class. ↑ and ↓ say which end is good, bold is",
+        "the best. KIT is the folder of the test kit.",
+    ]
+    for name, table in TABLES.items():
+        try:
+            results = Results.read(runs / name)
+        except InputError:
+            continue
+        words = table.command("KIT", "KIT/cifar10_jpeg.tar.xz")
+        lines += ["", f"## {table.title}", "", table.text, "", "```bash", " ".join(words), "```", ""]
+        lines += section(results)
+    return "\n".join(lines) + "\n"
+
+
+def section(results: Results) -> list[str]:
+    """What one run found: verdicts and a table per protocol."""
+    figures = results.table()
+    lines = [f"{len(results):,} images, {results.accuracy:.1%} classified correctly.", ""]
+    for heading, sentences in verdicts(results, figures, only_correct=False):
+        lines += [f"- **{heading}**: {' '.join(sentences)}"]
+    for protocol in dict.fromkeys(figure.protocol for figure in figures):
+        lines += ["", *markdown([figure for figure in figures if figure.protocol == protocol])]
+    return lines
+
+
+def markdown(figures: Sequence[Figure]) -> list[str]:
+    """A protocol's figures as a table: a row per method, a column per metric."""
+    names = list(dict.fromkeys(figure.metric.name for figure in figures))
+    heads, best = [], {}
+    for name in names:
+        column = [figure for figure in figures if figure.metric.name == name]
+        metric = column[0].metric
+        arrow = {None: "", True: " ↑", False: " ↓"}[metric.higher_is_better]
+        heads.append(f"{name}{f' ({metric.unit})' if metric.unit else ''}{arrow}")
+        if metric.higher_is_better is not None:
+            choose = max if metric.higher_is_better else min
+            best[name] = choose(float(figure.estimate.value) for figure in column)
+    lines = [f"| {figures[0].protocol} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for method in dict.fromkeys(figure.method for figure in figures):
+        cells = []
+        for figure in (figure for figure in figures if figure.method == method):
+            value, interval = text_of(figure)
+            value = f"**{value}**" if float(figure.estimate.value) == best.get(figure.metric.name) else value
+            cells.append(f"{value} ({interval})" if interval else value)
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "backward rules": ("backward",),
     "recorder": ("recorder", "taps", "trace"),
     "models": ("models",),
-    "ground": ("render", "files", "registry", "errors", "_typing"),
+    "ground": ("render", "files", "registry", "errors", "deadline", "_typing"),
 }
 # Neighbours that lie below, and still are none of this room's business.
 FORBIDDEN = {

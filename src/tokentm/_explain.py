@@ -114,14 +114,15 @@ def explain_requests(
         share = target if one_for_all else target[done : done + len(sources)]  # type: ignore[index]
         answers = run(vision, inputs, share, requests)
         for place, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-            parts[place].append(_explanation(vision, inputs, sources, request, answer))
+            parts[place].append(as_explanation(vision, inputs, sources, request, answer))
         done += len(sources)
     return [Explanation.concatenate(part) for part in parts]
 
 
-def _explanation(
+def as_explanation(
     vision: VisionModel, inputs: Tensor, sources: tuple[Source, ...], request: Request, answer: Answer
 ) -> Explanation:
+    """What a session answered for a batch, with everything that is needed to read it."""
     batch, per_image = answer.target.shape
     return Explanation(
         relevance=answer.relevance.flatten(0, 1),

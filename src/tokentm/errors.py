@@ -12,6 +12,7 @@ __all__ = [
     "ModelLoadError",
     "OutputError",
     "TargetError",
+    "TimeLimitError",
     "TokentmError",
     "UnsupportedModelError",
     "nearest",
@@ -56,6 +57,10 @@ class MissingExtraError(TokentmError, ImportError):
 
 class OutputError(TokentmError, OSError):
     """A result cannot be written."""
+
+
+class TimeLimitError(TokentmError, TimeoutError):
+    """Work took longer than it was given."""
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -35,11 +35,13 @@ class Source:
         name: What its files are called, without suffix; may hold folders.
         photo: The whole picture, upright and RGB; None for a tensor.
         file: Name of the file it was read from, if it was.
+        size: Width and height of the whole picture where it is not kept itself.
     """
 
     name: str
     photo: Image.Image | None = None
     file: str | None = None
+    size: tuple[int, int] | None = None
 
     @classmethod
     def read(cls, photo: str | Path | Image.Image, name: str | None = None) -> "Source":
@@ -167,7 +169,7 @@ class Explanation:
         """Everything about ``row`` that is not an array, ready for JSON."""
         source = self.sources[int(self.image_index[row])]
         best = self.logits[row].softmax(-1).topk(min(5, self.logits.shape[1]))
-        transform, photo = self.model.transform, source.photo
+        transform, size = self.model.transform, source.photo.size if source.photo else source.size
         return {
             "image": source.file or source.name,
             "target": int(self.target[row]),
@@ -185,7 +187,7 @@ class Explanation:
             "readout": self.model.anatomy.readout.name,
             "grid": list(self.relevance.shape[1:]),
             "input_size": list(self.inputs.shape[2:]),
-            "seen_box": list(transform.box(photo.size)) if transform and photo else None,
+            "seen_box": list(transform.box(size)) if transform and size else None,
             "versions": _versions(),
         }
 
@@ -207,7 +209,7 @@ class Explanation:
         for row, picture in enumerate(self.overlay(**drawing)):
             stem = self.stem(root, row)
             writable_folder(stem.parent)
-            for suffix, content in self._files(row, picture).items():
+            for suffix, content in self.files(row, picture).items():
                 path = stem.with_name(stem.name + suffix)  # a name may hold dots
                 with write_atomically(path) as temporary:
                     temporary.write_bytes(content)
@@ -223,7 +225,8 @@ class Explanation:
             name = f"{name}-{rank}-{safe_stem(self.class_name[row])}"
         return Path(folder) / name
 
-    def _files(self, row: int, picture: Image.Image) -> dict[str, bytes]:
+    def files(self, row: int, picture: Image.Image) -> dict[str, bytes]:
+        """Content of a row's files by suffix, as ``save`` writes them; ``picture`` is its overlay."""
         png, npz = io.BytesIO(), io.BytesIO()
         picture.save(png, "PNG")
         np.savez_compressed(

@@ -41,6 +41,15 @@ class Recording:
     _taken: Taken
     _template: Trace
 
+    @property
+    def graph_bytes(self) -> int:
+        """Rough size of what the graph keeps: about thirty values per token and channel of every block.
+
+        They are q, k, v, the attention output, the norms' inputs, and in a feed-forward sub-block of four times the
+        width both sides of its activation.
+        """
+        return sum(30 * block.k.numel() * block.k.element_size() for block in self._template.blocks)
+
     def trace(self, target: Int[Tensor, "b"], *, score: Score = "logit", keep: bool = False) -> Trace:
         """Run the backward pass for one class per image and return the trace.
 

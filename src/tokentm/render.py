@@ -15,12 +15,14 @@ from tokentm.errors import InputError, nearest
 __all__ = [
     "DIVERGING",
     "SEQUENTIAL",
+    "colour_range",
     "colourise",
     "on_full",
     "overlay",
     "scale01",
     "scale_signed",
     "upsample",
+    "whereabouts",
 ]
 
 # Both are perceptually even and safe for colour-blind readers. Of inferno, magma, plasma and viridis, laid on
@@ -84,6 +86,27 @@ def scale_signed(maps: Float[Tensor, "b y x"]) -> Float[Tensor, "b y x"]:
     wide = maps.double()
     strongest = wide.abs().amax((1, 2), keepdim=True)
     return (0.5 + 0.5 * wide / torch.where(strongest == 0, 1, strongest)).to(maps.dtype)
+
+
+def colour_range(pixels: Float[Tensor, "b y x"], *, signed: bool) -> list[tuple[float, float]]:
+    """For each map the values that `scale01`, or `scale_signed`, brings to 0 and to 1.
+
+    Of a map that they show as constant the two are equal.
+    """
+    if signed:
+        return [(-end, end) for end in pixels.abs().amax((1, 2)).tolist()]
+    flat = scale01(pixels).amax((1, 2)) == 0
+    low, high = pixels.amin((1, 2)), pixels.amax((1, 2))
+    return list(zip(low.tolist(), torch.where(flat, low, high).tolist(), strict=True))
+
+
+def whereabouts(relevance: Float[Tensor, "gy gx"]) -> str:
+    """Say in words where a map is highest: ``"upper left"``, ``"centre"``; each side is cut in three."""
+    place = int(relevance.flatten().argmax())
+    row, column = divmod(place, relevance.shape[1])
+    down = ("upper", "middle", "lower")[min(2, 3 * row // relevance.shape[0])]
+    across = ("left", "centre", "right")[min(2, 3 * column // relevance.shape[1])]
+    return "centre" if (down, across) == ("middle", "centre") else f"{down} {across}"
 
 
 def colourise(map01: Float[np.ndarray, "y x"], cmap: str = SEQUENTIAL) -> UInt8[np.ndarray, "y x 3"]:

@@ -16,7 +16,7 @@ from tokentm.recorder import Recording, Score, predict, record
 from tokentm.targets import Target, resolve_target
 from tokentm.trace import Signal, Trace
 
-__all__ = ["Answer", "Request", "run"]
+__all__ = ["Answer", "Recordings", "Request", "run"]
 
 # What a companion trace holds: relevance at the attention outputs, and what to spread it back with.
 _COMPANION = Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.ATTENTION_OUTPUT
@@ -90,8 +90,75 @@ class Answer:
     logits: Float[Tensor, "b k"]
 
 
+@final
+class Recordings:
+    """What one batch left behind, by backward rule; with ``keep``, for later questions about the same images.
+
+    A question that needs more than was recorded records again, with both. Kept graphs hold memory until they are
+    cleared. Not for several threads at once: the model has one set of hooks.
+    """
+
+    def __init__(self, model: VisionModel, images: Float[Tensor, "b c y x"], *, keep: bool = False) -> None:
+        self.model = model
+        self.images = images
+        self.keep = keep
+        self._made: dict[str, tuple[Signal, Recording]] = {}
+        self._last: dict[str, tuple[object, Trace]] = {}
+
+    @property
+    def graph_bytes(self) -> int:
+        """Rough size of the kept graphs in memory."""
+        return sum(recording.graph_bytes for _, recording in list(self._made.values()))
+
+    def clear(self) -> None:
+        """Let go of everything that was kept; what is asked for later is recorded again."""
+        self._made.clear()
+        self._last.clear()
+
+    def has(self, rule: str, signals: Signal) -> bool:
+        """Whether a question that reads ``signals`` costs no forward pass."""
+        return rule in self._made and signals in self._made[rule][0]
+
+    def under(self, rule: str, signals: Signal) -> Recording:
+        """The recording under a backward rule, with at least ``signals``."""
+        known, recording = self._made.get(rule, (Signal(0), None))
+        if recording is None or signals not in known:
+            signals |= known
+            self._last.pop(rule, None)
+            self._made.pop(rule, None)  # its memory is free before the next is recorded
+            recording = record(self.model, self.images, signals, BACKWARD[rule].mode)
+            self._made[rule] = (signals, recording)
+        return recording
+
+    def trace(
+        self, target: Int[Tensor, "b"], rule: str, signals: Signal, *, score: Score = "logit", more: bool = False
+    ) -> Trace:
+        """The trace for one class per image; where graphs are kept, one asked for twice in a row is made once.
+
+        Args:
+            target: Class index of each image.
+            rule: Name of the backward rule.
+            signals: What will be read of it.
+            score: See ``Recording.trace``.
+            more: Keep the graph for a further call, even where graphs are not kept for later.
+        """
+        recording = self.under(rule, signals)
+        if not self.keep:
+            return recording.trace(target, score=score, keep=more)
+        asked = (tuple(target.tolist()), score)
+        known, trace = self._last.get(rule, (None, None))
+        if trace is None or known != asked:
+            trace = recording.trace(target, score=score, keep=True)
+            self._last[rule] = (asked, trace)
+        return trace
+
+
 def run(
-    model: VisionModel, images: Float[Tensor, "b c y x"], target: Target, requests: Sequence[Request]
+    model: VisionModel,
+    images: Float[Tensor, "b c y x"],
+    target: Target,
+    requests: Sequence[Request],
+    recordings: Recordings | None = None,
 ) -> list[Answer]:
     """Answer every request; the model runs forward once per backward rule and backward once per target and score.
 
@@ -100,59 +167,53 @@ def run(
         images: One batch of normalised input.
         target: See ``resolve_target``.
         requests: In the order in which answers are wanted.
+        recordings: Of this model and these images; what they have kept is not run again.
     """
+    recordings = recordings or Recordings(model, images)
     answers: dict[int, Answer] = {}
     for rule in dict.fromkeys(request.backward for request in requests):
         asked = {place: request for place, request in enumerate(requests) if request.backward == rule}
-        answers |= _run_rule(model, images, target, rule, asked)
+        answers |= _run_rule(recordings, target, rule, asked)
+        if not recordings.keep:
+            recordings.clear()
     return [answers[place] for place in range(len(requests))]
 
 
-def _run_rule(
-    model: VisionModel, images: Tensor, target: Target, rule: str, asked: dict[int, Request]
-) -> dict[int, Answer]:
+def _run_rule(recordings: Recordings, target: Target, rule: str, asked: dict[int, Request]) -> dict[int, Answer]:
     signals = Signal(0)
     for request in asked.values():
         signals |= request.method.signals
-    recording = record(model, images, signals, BACKWARD[rule].mode)
-    companions = {
-        name: record(model, images, _COMPANION, BACKWARD[name].mode)
-        for name in {request.method.companion for request in asked.values()} - {None}
-        if name is not None
-    }
-    classes = resolve_target(target, recording.logits, model)
-    probe = _ModelProbe(model, rule)
+    read = {rule: signals}
+    read |= {request.method.companion: _COMPANION for request in asked.values() if request.method.companion}
+    logits = recordings.under(rule, signals).logits
+    classes = resolve_target(target, logits, recordings.model)
+    probe = _ModelProbe(recordings.model, rule)
     maps: dict[int, list[Tensor]] = {place: [] for place in asked}
-    for traces in _traces(recording, companions, classes, {request.score for request in asked.values()}):
+    for score, traces in _traces(recordings, read, classes, {request.score for request in asked.values()}):
         for place, request in asked.items():
-            if request.score == traces.score:
-                trace = replace(traces.trace, _companion=traces.companions.get(request.method.companion))
+            if request.score == score:
+                companion = traces[request.method.companion] if request.method.companion else None
+                trace = replace(traces[rule], _companion=companion)
                 relevance = request.method(trace, request.options, probe)
                 maps[place].append(trace.to_grid(relevance).float().cpu())
-    logits = recording.logits.cpu()
-    return {place: Answer(torch.stack(found, dim=1), classes.cpu(), logits) for place, found in maps.items()}
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Traces:
-    score: Score
-    trace: Trace
-    companions: dict[str | None, Trace]
+    answered = logits.cpu()
+    return {place: Answer(torch.stack(found, dim=1), classes.cpu(), answered) for place, found in maps.items()}
 
 
 def _traces(
-    recording: Recording, companions: dict[str, Recording], classes: Tensor, scores: set[Score]
-) -> Iterator[_Traces]:
-    """Every target and score in turn; graphs are freed with the last."""
+    recordings: Recordings, read: dict[str, Signal], classes: Tensor, scores: set[Score]
+) -> Iterator[tuple[Score, dict[str, Trace]]]:
+    """Every target and score in turn, under every rule of ``read``; graphs not to be kept are freed with the last."""
     left = classes.shape[1] * len(scores)
     for column in classes.unbind(1):
         for score in sorted(scores):
             left -= 1
-            yield _Traces(
+            yield (
                 score,
-                recording.trace(column, score=score, keep=left > 0),
-                {name: found.trace(column, score=score, keep=left > 0) for name, found in companions.items()},
+                {
+                    rule: recordings.trace(column, rule, signals, score=score, more=left > 0)
+                    for rule, signals in read.items()
+                },
             )
 
 

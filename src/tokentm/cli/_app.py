@@ -110,4 +110,4 @@ def _common(
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-from tokentm.cli import _compare, _demo, _evaluate, _explain, _lists  # noqa: E402, F401  (each registers its commands)
+from tokentm.cli import _compare, _demo, _evaluate, _explain, _lists, _serve  # noqa: E402, F401  (each registers its commands)

@@ -15,10 +15,12 @@ from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from tokentm.explanation import Explanation, Source
     from tokentm.models import VisionModel
 
-__all__ = ["DEFAULT_MODEL", "explain", "load"]
+__all__ = ["DEFAULT_MODEL", "chosen_device", "explain", "load"]
 
 DEFAULT_MODEL = "vit_base_patch16_224"
 _LISTED = 12  # photos up to which each result gets a line of its own
@@ -194,6 +196,14 @@ def load(model: str, arch: str | None, device: str, precision: str | None) -> "V
 
     from tokentm.models import load_model
 
+    dtype = None if precision is None else getattr(torch, precision)
+    return load_model(model, arch=arch, device=chosen_device(device), dtype=dtype)
+
+
+def chosen_device(device: str) -> "torch.device":
+    """What ``--device`` means on this machine."""
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -201,8 +211,7 @@ def load(model: str, arch: str | None, device: str, precision: str | None) -> "V
         torch.empty(0, device=chosen).cpu()  # "meta" can be filled, but not read
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Device {device!r} cannot be used here; 'cpu' and 'auto' work.") from error
-    dtype = None if precision is None else getattr(torch, precision)
-    return load_model(model, arch=arch, device=chosen, dtype=dtype)
+    return chosen
 
 
 def _chunks(entries: list[tuple[str, Path]], size: int) -> Iterator[list[tuple[str, Path]]]:

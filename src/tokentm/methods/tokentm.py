@@ -12,7 +12,19 @@ from tokentm.methods._fold import weighted_attention
 from tokentm.methods.registry import method
 from tokentm.trace import BlockTrace, Signal, Trace
 
-__all__ = ["TokenTMConfig", "tokentm"]
+__all__ = [
+    "Change",
+    "TokenTMConfig",
+    "attention_by_head",
+    "attention_change",
+    "cosine",
+    "ffn_change",
+    "tokentm",
+    "transformation_weight",
+]
+
+Change = tuple[Float[Tensor, "*#b n"], Float[Tensor, "*#b n"], Float[Tensor, "*#b n"]]
+"""Length of each token before a sub-block, of what the sub-block makes of it, and their dot product."""
 
 DIRECTIONS = ("softmax", "scaled", "none")
 
@@ -84,29 +96,50 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
 
 
 def _attention_step(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTMConfig) -> Float[Tensor, "b n"]:
-    """``row · mean_h[relu(∇A_h) ⊙ (A_h diag(w^h))]``; denominators of norms behind the attention divide its rows."""
+    """``row · mean_h[relu(∇A_h) ⊙ (A_h diag(w^h))]``."""
+    return attention_by_head(block, row, options).mean(1)
+
+
+def attention_by_head(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTMConfig) -> Float[Tensor, "b h n"]:
+    """``row · relu(∇A_h) ⊙ (A_h diag(w^h))`` of each head; denominators of norms behind the attention divide its rows.
+
+    Args:
+        block: With ``ATTENTION``, ``ATTENTION_GRAD`` and ``TOKENS``.
+        row: Non-negative weight of each query token.
+        options: See ``TokenTMConfig``.
+    """
     if block.query_scale is not None and options.length:
         row = row * block.query_scale.to(row.dtype)
     summed = weighted_attention(block, row, gradient=True)
-    return (_attention_weight(block, options, row.dtype) * summed).mean(1)
+    return _attention_weight(block, options, row.dtype) * summed
 
 
 def _ffn_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b n"]:
-    before, after = block.tokens_mid.to(dtype), block.ffn_added.to(dtype)
-    return _transformation_weight(before.norm(dim=-1), after.norm(dim=-1), torch.linalg.vecdot(before, after), options)
+    return transformation_weight(ffn_change(block, dtype), options)
 
 
 def _attention_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b h n"]:
-    """``w^h`` without any (n, w) tensor per head.
-
-    ``‖v_h W_h‖² = v_h G_h v_hᵀ`` with the d×d Gram matrix ``G_h = W_h W_hᵀ``, and ``E·(v_h W_h) = (E W_hᵀ)·v_h``: one
-    w×w product per block. The output bias belongs to no head and is left out.
-    """
-    _, heads, tokens, width = block.v.shape
     if not options.length and options.direction == "none":
-        return torch.ones((), dtype=dtype, device=block.v.device).expand(block.v.shape[0], heads, tokens)
+        batch, heads, tokens, _ = block.v.shape
+        return torch.ones((), dtype=dtype, device=block.v.device).expand(batch, heads, tokens)
+    return transformation_weight(attention_change(block, dtype, layer_scale=options.layer_scale), options)
+
+
+def ffn_change(block: BlockTrace, dtype: torch.dtype) -> Change:
+    """What the feed-forward sub-block does to each token: ``L(E')``, ``L(F)``, ``E'·F``, each (b, n)."""
+    before, after = block.tokens_mid.to(dtype), block.ffn_added.to(dtype)
+    return before.norm(dim=-1), after.norm(dim=-1), torch.linalg.vecdot(before, after)
+
+
+def attention_change(block: BlockTrace, dtype: torch.dtype, *, layer_scale: bool) -> Change:
+    """What each head makes of each token: ``L(E)`` (b, 1, n), ``L(Ẽ_h)`` and ``E·Ẽ_h`` (b, h, n).
+
+    No (n, w) tensor per head is made: ``‖v_h W_h‖² = v_h G_h v_hᵀ`` with the d×d Gram matrix ``G_h = W_h W_hᵀ``, and
+    ``E·(v_h W_h) = (E W_hᵀ)·v_h``: one w×w product per block. The output bias belongs to no head and is left out.
+    """
+    heads, width = block.v.shape[1], block.v.shape[3]
     projection = block.proj_weight.to(dtype)
-    if options.layer_scale and block.layer_scale is not None:
+    if layer_scale and block.layer_scale is not None:
         projection = projection * block.layer_scale.to(dtype)[:, None]
     before, values = block.tokens_in.to(dtype), block.v.to(dtype)
     per_head = projection.unflatten(1, (heads, width)).transpose(0, 1)  # (h, w, d)
@@ -114,21 +147,23 @@ def _attention_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dt
     # Rounding can push the square of a near-zero length below zero.
     after_length = torch.linalg.vecdot(values @ gram, values).clamp_min(0).sqrt()
     projected = (before @ projection).unflatten(-1, (heads, width)).transpose(1, 2)
-    return _transformation_weight(
-        before.norm(dim=-1)[:, None], after_length, torch.linalg.vecdot(projected, values), options
-    )
+    return before.norm(dim=-1)[:, None], after_length, torch.linalg.vecdot(projected, values)
 
 
-def _transformation_weight(
-    before: Float[Tensor, "*#b n"], after: Float[Tensor, "*#b n"], dot: Float[Tensor, "*#b n"], options: TokenTMConfig
-) -> Float[Tensor, "*#b n"]:
+def transformation_weight(change: Change, options: TokenTMConfig) -> Float[Tensor, "*#b n"]:
     """``w`` from the lengths before and after and their dot product; a zero-length token gets weight 0, never NaN."""
-    alive = (before > 0) & (after > 0)
+    before, after, dot = change
     weight = torch.ones_like(dot)
     if options.length:
         weight = after / before.where(before > 0, torch.ones_like(before))
     if options.direction != "none":
-        cosine = (dot / (before * after).where(alive, torch.ones_like(dot))).where(alive, torch.zeros_like(dot))
         tokens = dot.shape[-1] if options.direction == "scaled" else 1
-        weight = weight * cosine.softmax(-1) * tokens
-    return weight.where(alive, torch.zeros_like(weight))
+        weight = weight * cosine(change).softmax(-1) * tokens
+    return weight.where((before > 0) & (after > 0), torch.zeros_like(weight))
+
+
+def cosine(change: Change) -> Float[Tensor, "*#b n"]:
+    """``cos(E, Ẽ)`` of each token, 0 where one of the two has no length."""
+    before, after, dot = change
+    alive = (before > 0) & (after > 0)
+    return (dot / (before * after).where(alive, torch.ones_like(dot))).where(alive, torch.zeros_like(dot))

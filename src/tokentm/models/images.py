@@ -1,11 +1,12 @@
 """From a file, or any Pillow image, to the 8-bit RGB picture that every transform starts from."""
 
+import io
 import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tokentm._typing import UInt8
 from tokentm.errors import ImageError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "open_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "open_image", "read_image"]
 
 # Pillow's own limit, 0.25 GiB of RGB: a 50-megapixel photo passes, and a picture with its few working copies
 # fits into a laptop. A 30,000 × 30,000 PNG of one colour is a file of 3 MB and would need 2.7 GB, so the size
@@ -88,6 +89,43 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
         ) from fault
 
 
+def read_image(content: bytes, name: str, formats: Sequence[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a file that came from somewhere else, as `open_image` does; nothing is trusted and no file is touched.
+
+    The size in the header is checked before a pixel is decoded, and only the decoders of ``formats`` are tried.
+
+    Args:
+        content: The whole file.
+        name: How errors call it.
+        formats: Pillow's names, such as ``"JPEG"``.
+        max_pixels: The most that are decoded, up to `MAX_PIXELS`.
+
+    Raises:
+        ImageError: Empty, in none of the formats, too many pixels, or damaged.
+    """
+    if not content:
+        raise ImageError(f"{name} is empty (0 bytes); choose another file.")
+    try:
+        with _opened(io.BytesIO(content), formats) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    f"{name} has {width:,} × {height:,} pixels; at most {max_pixels:,} are read here, "
+                    "scale it down first."
+                )
+            return _decode(image, name, "save it again or choose another file")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as fault:
+        raise ImageError(f"{name} has more than {MAX_PIXELS:,} pixels; scale it down first.") from fault
+    except UnidentifiedImageError as fault:
+        raise ImageError(
+            f"{name} is not an image that can be read here, whatever its name; expected {', '.join(formats)}."
+        ) from fault
+    except _DECODER_FAULTS as fault:
+        if isinstance(fault, ImageError):
+            raise
+        raise ImageError(f"{name} is damaged ({_reason(fault)}); choose another file.") from fault
+
+
 def find_images(folder: Path) -> list[Path]:
     """List the image files in ``folder`` and everything below it, sorted by path.
 
@@ -143,14 +181,18 @@ def _check_is_file(path: Path) -> None:
 
 def _open_header(path: Path) -> Image.Image:
     """Open without decoding; Pillow's size warning is raised as ``DecompressionBombWarning``."""
+    try:
+        return _opened(path)
+    except UnidentifiedImageError:
+        raise
+    except _DECODER_FAULTS as fault:
+        raise ImageError(f"{path} cannot be opened ({_reason(fault)}); download or copy it again.") from fault
+
+
+def _opened(source: Path | io.BytesIO, formats: Sequence[str] | None = None) -> Image.Image:
     with _quiet_pillow():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return Image.open(path)
-        except UnidentifiedImageError:
-            raise
-        except _DECODER_FAULTS as fault:
-            raise ImageError(f"{path} cannot be opened ({_reason(fault)}); download or copy it again.") from fault
+        return Image.open(source, formats=formats)
 
 
 def _decode(image: Image.Image, name: str, remedy: str) -> Image.Image:

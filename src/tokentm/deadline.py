@@ -1,0 +1,42 @@
+"""A time limit on work with tensors, kept without a second process."""
+
+import time
+from collections.abc import Callable
+from typing import Any, final
+
+from torch.overrides import TorchFunctionMode
+
+from tokentm.errors import TimeLimitError
+
+__all__ = ["Deadline"]
+
+
+@final
+class Deadline(TorchFunctionMode):
+    """Inside ``with Deadline(seconds):`` the first tensor operation after that time raises ``TimeLimitError``.
+
+    Threads cannot be stopped from outside; but whatever a method does, it calls tensor operations, and each is short.
+    Everything that was entered unwinds as for any other exception, so the model is left as it was. The limit holds
+    for the thread that entered it, and counts from the entry.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._end = float("inf")
+
+    def __enter__(self) -> "Deadline":
+        self._end = time.monotonic() + self._seconds
+        super().__enter__()
+        return self
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, unless time is up."""
+        if time.monotonic() > self._end:
+            raise TimeLimitError(
+                f"It took longer than the {self._seconds:g} seconds that a request has; "
+                "choose fewer or faster methods, or a smaller model."
+            )
+        return func(*args, **(kwargs or {}))

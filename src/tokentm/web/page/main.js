@@ -1,0 +1,159 @@
+// What is chosen, what was answered, and what happens when something is touched.
+const setup = JSON.parse(props.setup);
+const decoded = (tables) => Object.fromEntries(Object.entries(tables).map(([name, table]) => [name, bytesOf(table)]));
+const sequential = decoded(setup.colours.sequential), diverging = decoded(setup.colours.diverging);
+const state = { photo: null, source: null, name: "photo", pixels: null, answer: null, blocks: null, compared: null, tokens: null,
+  measured: null, ranked: null, patch: 0, pinned: null, view: "explain", running: 0,
+  look: { opacity: 0.85, sequential: Object.values(sequential)[0], diverging: Object.values(diverging)[0] } };
+
+const methodOf = (name) => setup.methods.find((method) => method.name === name);
+const methodName = () => {
+  const method = methodOf($("method").value), rule = $("rule").value;
+  return method.composes && rule !== method.rule ? `${method.name}/${rule}` : method.name;
+};
+const modelName = () => ($("model").value === "*" ? $("name").value.trim() : $("model").value);
+
+const tell = (sentence, busy = false) => { $("status").textContent = sentence; $("status").classList.toggle("busy", busy); };
+const complain = (sentence) => { $("alert").textContent = sentence; $("alert").hidden = !sentence; };
+
+// Ask, and if the server has forgotten the photo meanwhile, send it once more.
+const question = async (name, rest) => {
+  const about = { model: modelName(), ...rest };
+  const fresh = state.photo === null;
+  try {
+    return await ask(name, { photo: fresh ? state.source : state.photo, ...about });
+  } catch (error) {
+    if (fresh || !/no longer held/.test(error.message)) throw error;
+    return ask(name, { photo: state.source, ...about });
+  }
+};
+
+const work = async (doing, act) => {
+  const mine = ++state.running;
+  complain("");
+  tell(doing, true);
+  const start = performance.now();
+  try {
+    const said = await act(() => mine === state.running);
+    if (mine === state.running) tell(said || `Done in ${((performance.now() - start) / 1000).toFixed(2)} s.`);
+  } catch (error) {
+    if (mine === state.running) { tell(""); complain(error.message); }
+  }
+};
+
+const forgetViews = () => {
+  state.compared = state.tokens = state.measured = null;
+  $("compared").innerHTML = $("measured").innerHTML = $("token-charts").innerHTML = $("token-blocks").innerHTML = "";
+};
+
+const explain = (target = null) => work("Explaining…", async (current) => {
+  if (!state.source) throw new Error("There is no photo yet; choose one.");
+  const answer = await question("explain", { target, method: methodName() });
+  if (!current()) return "";
+  if (answer.seen) state.pixels = pixelsOf(await imageOf(answer.seen));
+  state.photo = answer.photo;
+  const changed = !state.answer || state.answer.target !== answer.target || answer.seen;
+  state.answer = answer;
+  state.blocks = answer.blocks ? arrayOf(answer.blocks) : null;
+  $("layers").hidden = !answer.blocks;
+  if (answer.blocks) { $("block").max = answer.blocks.shape[0]; if (answer.seen) $("block").value = 1; } else $("block").value = 1;
+  drawClasses();
+  drawMap();
+  classChoices();
+  if (changed) forgetViews();
+  remember();
+  await show(state.view);
+  return `${answer.class}: explained in ${answer.seconds.toFixed(2)} s${answer.recording_reused ? ", recording reused" : ""}.`;
+});
+
+const classChoices = () => {
+  const options = state.answer.classes.map((one) => `<option value="${one.index}">${escaped(one.name)} (${percent(one.probability)})</option>`).join("");
+  $("compare-one").innerHTML = options;
+  $("compare-two").innerHTML = `<option value="">none</option>${options}`;
+  $("compare-one").value = state.answer.target;
+  $("faith-class").textContent = `for ${state.answer.class}`;
+};
+
+const choosePhoto = async (source, name) => {
+  Object.assign(state, { source, photo: null, name });
+  element.querySelectorAll("#examples button").forEach((button) => button.setAttribute("aria-pressed", button.dataset.photo === source));
+  await explain();
+};
+
+const chooseFile = async (file) => {
+  if (!file) return;
+  complain("");
+  if (file.size > setup.limits.bytes) return complain(`${file.name} is larger than the ${setup.limits.bytes >> 20} MB that are taken here.`);
+  if (file.size === 0) return complain(`${file.name} is empty (0 bytes); choose another file.`);
+  const before = [state.source, state.photo, state.name];
+  try { await choosePhoto(await dataUrlOf(file), file.name); } catch (error) { complain(error.message); }
+  if (!$("alert").hidden) [state.source, state.photo, state.name] = before; // the photo before it is still good
+};
+
+const show = async (view) => {
+  state.view = view;
+  for (const tab of element.querySelectorAll("[role=tab]")) {
+    const chosen = tab.id === "tab-" + view;
+    tab.setAttribute("aria-selected", chosen);
+    tab.tabIndex = chosen ? 0 : -1;
+    $(tab.getAttribute("aria-controls")).hidden = !chosen;
+  }
+  if (view === "tokens" && !state.tokens && state.answer) {
+    const rule = methodOf($("method").value).composes ? $("rule").value : "plain";
+    const found = await question("tokens", { target: state.answer.target, backward: rule });
+    if (state.view === "tokens") loadTokens(found);
+  }
+};
+
+const redraw = () => {
+  drawMap();
+  if (state.compared) paintCompared();
+  if (state.tokens) drawTokens(state.patch);
+};
+
+const settings = () => ({
+  model: modelName(), method: $("method").value, backward: $("rule").value, target: state.answer ? state.answer.target : null,
+  photo: state.source && state.source.startsWith("example:") ? state.source : null, opacity: state.look.opacity,
+  colours: $("colours").value, block: Number($("block").value), view: state.view, version: setup.version,
+});
+
+const remember = () => {
+  const entries = Object.entries(settings()).filter(([, value]) => value !== null);
+  history.replaceState(null, "", "#" + new URLSearchParams(entries));
+};
+
+const apply = async (given) => {
+  const choose = (id, value) => { if (value && [...$(id).options].some((option) => option.value === value)) $(id).value = value; };
+  choose("model", given.model); choose("method", given.method); methodChanged(); choose("rule", given.backward); choose("colours", given.colours);
+  if (given.opacity !== undefined && given.opacity >= 0 && given.opacity <= 1) $("opacity").value = given.opacity;
+  lookChanged();
+  if (["explain", "compare", "tokens", "faith"].includes(given.view)) state.view = given.view;
+  const known = setup.examples.some((example) => example.photo === given.photo);
+  if (known) { state.source = given.photo; state.photo = null; }
+  element.querySelectorAll("#examples button").forEach((button) => button.setAttribute("aria-pressed", button.dataset.photo === state.source));
+  if (state.source) await explain(given.target === undefined || given.target === "" ? null : Number.isNaN(Number(given.target)) ? null : given.target === null ? null : Number(given.target));
+  if (given.block && !$("layers").hidden) { $("block").value = given.block; drawMap(); }
+};
+
+const methodChanged = () => {
+  const method = methodOf($("method").value);
+  $("rule").disabled = !method.composes;
+  if (!method.composes) $("rule").value = method.rule;
+  $("summary").textContent = method.summary + (method.probe ? " (slow: runs the model many times)" : "");
+};
+
+const lookChanged = () => {
+  state.look = { opacity: Number($("opacity").value), sequential: sequential[$("colours").value] || Object.values(sequential)[0],
+    diverging: diverging[$("colours").value] || Object.values(diverging)[0] };
+  $("opacity-said").textContent = `${Math.round(100 * state.look.opacity)} %`;
+  redraw();
+};
+
+const saveFile = (suffix) => work("Saving…", async () => {
+  const colours = $("colours").value, fits = state.answer && state.answer.map.signed ? colours in diverging : colours in sequential;
+  const found = await question("files", { target: state.answer ? state.answer.target : null, method: methodName(), opacity: state.look.opacity,
+    colour_map: fits ? colours : null });
+  const [name, content] = Object.entries(found.files).find(([file]) => file.endsWith(suffix));
+  save(name, bytesOf(content), { ".png": "image/png", ".json": "application/json" }[suffix] || "application/octet-stream");
+  return `Saved ${name}.`;
+});

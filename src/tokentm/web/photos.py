@@ -1,0 +1,77 @@
+"""Photos as they arrive: base64 in a request, never a file."""
+
+import base64
+import binascii
+import io
+from collections.abc import Callable
+from typing import Final
+
+from PIL import Image
+
+from tokentm.datasets.shapes import scene
+from tokentm.errors import ImageError
+from tokentm.models.images import read_image
+from tokentm.web.limits import FORMATS, Limits
+
+__all__ = ["EXAMPLE", "EXAMPLES", "HELD", "as_data_url", "read_photo"]
+
+HELD: Final = "held:"
+EXAMPLE: Final = "example:"
+
+_SEED: Final = 12  # the demo's; the bundled model was trained on another
+
+
+def _scene(index: int) -> Callable[[], tuple[Image.Image, str]]:
+    def draw() -> tuple[Image.Image, str]:
+        shown = scene(_SEED, index)
+        return shown.pil(), f"a scene with a {' and a '.join(shown.names)}"
+
+    return draw
+
+
+EXAMPLES: Final[dict[str, Callable[[], tuple[Image.Image, str]]]] = {
+    f"scene-{index}": _scene(index) for index in (2, 0, 3, 4, 5, 7)
+}
+"""Pictures that come with the package, by name: each gives the picture and says what is on it."""
+
+
+def read_photo(text: str, limits: Limits) -> tuple[Image.Image, str]:
+    """The picture in ``text`` and its name.
+
+    Args:
+        text: ``"example:scene-2"``, a data URL, or bare base64.
+        limits: Of the server.
+
+    Raises:
+        ImageError: Nothing, too much, not base64, or no picture; nothing is looked up as a path or address.
+    """
+    if text.startswith(EXAMPLE):
+        name = text.removeprefix(EXAMPLE)
+        if name not in EXAMPLES:
+            raise ImageError(f"There is no example {name[:40]!r}; there are {', '.join(EXAMPLES)}.")
+        return EXAMPLES[name]()[0], name
+    if len(text) > limits.body_bytes:
+        raise ImageError(f"The photo is larger than the {limits.file_bytes >> 20} MB that are taken here.")
+    head, comma, body = text[:200].partition(",")
+    if head.startswith("data:") and comma:
+        text = text[len(head) + 1 :]
+    elif not body and head.startswith("data:"):
+        raise ImageError("The photo is a data URL without a comma; expected data:image/…;base64,….")
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as fault:
+        raise ImageError(
+            "The photo is not base64; send the file's bytes in base64, or 'example:NAME'. Paths and addresses are "
+            "not taken."
+        ) from fault
+    if len(content) > limits.file_bytes:
+        raise ImageError(f"The photo is larger than the {limits.file_bytes >> 20} MB that are taken here.")
+    return read_image(content, "The file", FORMATS, limits.pixels), "photo"
+
+
+def as_data_url(image: Image.Image, *, photo: bool = False) -> str:
+    """``image`` as something that a page can show: PNG, or a small JPEG of a thumbnail."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if photo else "PNG", **({"quality": 85} if photo else {}))
+    kind = "jpeg" if photo else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,309 @@
+"""The page in Debian's Chromium: what a visitor sees, clicks, types and takes along."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tokentm
+from tests.support.web_page import Served, chromium, png, serve
+from tokentm import render
+from tokentm.datasets.shapes import scene
+
+pytest.importorskip("gradio", reason="the page needs the extra 'web'")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+BROWSER = chromium()
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium; apt-get install chromium")
+PATIENCE = 120_000  # milliseconds; a loaded machine is slow, and no test waits for that long otherwise
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("web")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+        opened = driver.chromium.launch(executable_path=BROWSER, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser: Any) -> Iterator[Any]:
+    opened = browser.new_context(viewport={"width": 1240, "height": 900}, accept_downloads=True)
+    opened.set_default_timeout(PATIENCE)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(context: Any, served: Served) -> Iterator["Page"]:
+    opened = context.new_page()
+    opened.faults = []
+    opened.asked = []
+    opened.on("pageerror", lambda error: opened.faults.append(str(error)))
+    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened.goto(served.url)
+    opened.wait_for_selector("#classes button")
+    done(opened)
+    yield opened
+    assert opened.faults == []
+    outside = [url for url in opened.asked if not url.startswith((served.url, "data:", "blob:"))]
+    assert outside == [], "the page asked for something outside this machine"
+    opened.close()
+
+
+def done(page: "Page") -> None:
+    page.wait_for_function("() => !document.querySelector('#status').classList.contains('busy')")
+
+
+def pressed(page: "Page", group: str, at: int) -> None:
+    page.wait_for_selector(f"{group} button >> nth={at}")
+    script = "([g, i]) => document.querySelectorAll(g + ' button')[i].getAttribute('aria-pressed') === 'true'"
+    page.wait_for_function(script, arg=[group, at])
+
+
+def pixels(page: "Page", selector: str) -> np.ndarray:
+    shape, values = page.evaluate(
+        "(s) => { const c = document.querySelector(s);"
+        " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        " return [[c.height, c.width], btoa(Array.from(d, (v) => String.fromCharCode(v)).join(''))]; }",
+        selector,
+    )
+    return np.frombuffer(base64.b64decode(values), np.uint8).reshape(*shape, 4)[..., :3]
+
+
+def picture(page: "Page", selector: str = "#map") -> str:
+    return hashlib.sha256(pixels(page, selector).tobytes()).hexdigest()
+
+
+def upload(page: "Page", name: str, content: bytes) -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": content})
+    page.wait_for_timeout(200)
+    done(page)
+
+
+def test_upload_predictions_and_another_class(page: "Page") -> None:
+    photo = scene(12, 9, 2).pil()
+    expected = tokentm.explain("shapes", photo, "top2")
+    upload(page, "mine.png", png(photo))
+    first = page.locator("#classes button").first
+    assert first.get_attribute("aria-pressed") == "true"
+    assert expected.class_name[0] in first.inner_text()
+    said = float(re.search(r"([\d.]+) %", first.inner_text())[1])  # type: ignore[index]
+    assert said == pytest.approx(100 * float(expected.probability[0]), abs=0.06)
+    before = picture(page)
+    page.locator("#classes button").nth(1).click()
+    pressed(page, "#classes", 1)
+    done(page)
+    assert picture(page) != before
+    assert "recording reused" in page.inner_text("#status")
+    assert expected.class_name[1] in page.get_attribute("#map", "aria-label")
+
+
+def test_the_browser_draws_what_the_library_draws(page: "Page") -> None:
+    found = tokentm.explain("shapes", scene(12, 2).pil())
+    shown = pixels(page, "#map")
+    size = shown.shape[:2]
+    at_rest = found.image[0].resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    relevance = render.upsample(found.relevance, (size[0], size[1]))
+    ((low, high),) = render.colour_range(found.pixels(), signed=False)
+    unit = ((relevance[0] - low) / (high - low)).clamp(0, 1).numpy()
+    expected = np.asarray(render.overlay(at_rest, unit, opacity=0.85, min_side=1), np.int16)
+    # The browser enlarges the photo by its own filter; where the map covers it, colours must agree.
+    covered = unit > 0.5
+    assert covered.mean() > 0.01
+    assert np.abs(expected - shown)[covered].mean() < 6
+    assert np.abs(expected - shown).mean() < 12
+
+
+def test_opacity_and_colours_act_without_the_server(page: "Page") -> None:
+    asked = len(page.asked)  # type: ignore[attr-defined]
+    before = picture(page)
+    page.fill("#opacity", "0")
+    bare = picture(page)
+    page.fill("#opacity", "1")
+    full = picture(page)
+    page.select_option("#colours", "cividis")
+    other = picture(page)
+    assert len({before, bare, full, other}) == 4
+    page.fill("#block", "3")
+    assert picture(page) != other
+    assert "from block 3 on" in page.get_attribute("#map", "aria-label")
+    assert len(page.asked) == asked  # type: ignore[attr-defined]
+
+
+def test_compare_two_classes(page: "Page") -> None:
+    page.click("#tab-compare")
+    page.check("#compare-methods input[value=legrad]")
+    page.uncheck("#compare-methods input[value=rollout]")
+    page.select_option("#compare-two", index=2)
+    page.click("#compare-go")
+    page.wait_for_selector("#compared canvas")
+    done(page)
+    assert page.locator("#compared h3").count() == 2
+    captions = [caption.strip() for caption in page.locator("#compared figcaption").all_inner_texts()]
+    assert captions == ["gae", "tokentm", "legrad"] * 2 or sorted(set(captions)) == ["gae", "legrad", "tokentm"]
+    drawn = {picture(page, f"#compared canvas[data-row='{row}'][data-map='{at}']") for row in (0, 1) for at in range(3)}
+    assert len(drawn) == 6
+
+
+def test_a_patch_through_depth(page: "Page") -> None:
+    page.click("#tab-tokens")
+    page.wait_for_selector("#token-charts svg")
+    box = page.locator("#patches").bounding_box()
+    assert box
+    page.mouse.click(box["x"] + box["width"] * 2.5 / 12, box["y"] + box["height"] * 4.5 / 12)
+    assert page.inner_text("#token-title") == "Row 5, column 3"
+    found = tokentm.explain("shapes", scene(12, 2).pil())
+    value = float(found.relevance[0, 4, 2])
+    place = int((found.relevance[0] > value).sum()) + 1
+    said = page.inner_text("#token-said")
+    assert f"place {place} of 144" in said
+    assert float(said.split()[1]) == pytest.approx(value, rel=6e-3)
+    page.focus("#patches")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#token-title") == "Row 5, column 4"
+    assert (
+        page.locator("#token-blocks canvas").count() == 2 * 6 or page.locator("#token-blocks canvas").count() % 2 == 0
+    )
+    shares = [int(text) for text in page.locator(".heat td").all_inner_texts() if text.strip()]
+    assert 60 <= sum(shares) <= 110
+
+
+def test_faithfulness(page: "Page") -> None:
+    page.click("#tab-faith")
+    page.uncheck("#faith-methods input[value=rollout]")
+    page.click("#faith-go")
+    page.wait_for_selector("#measured .verdicts")
+    verdicts = page.locator("#measured .verdicts li").all_inner_texts()
+    assert len(verdicts) == 2
+    assert all("of 20 random orders" in verdict for verdict in verdicts)
+    assert page.locator("#measured svg[role=img]").count() == 2
+
+
+def test_downloads_have_the_bytes_of_the_library(page: "Page", tmp_path: Path) -> None:
+    expected = tokentm.explain("shapes", scene(12, 2).pil())
+    names = {path.suffix: path for path in expected.save(tmp_path)}
+    for suffix in (".png", ".npz", ".json"):
+        with page.expect_download() as waiting:
+            page.click(f"#downloads [data-kind='{suffix}']")
+        content = Path(waiting.value.path()).read_bytes()
+        assert waiting.value.suggested_filename == f"scene-2-tokentm{suffix}"
+        if suffix == ".png":
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(Image.open(names[suffix])))
+        elif suffix == ".npz":
+            np.testing.assert_array_equal(np.load(io.BytesIO(content))["relevance"], expected.relevance[0].numpy())
+        else:
+            assert {**json.loads(content), "image": 0} == {**json.loads(names[suffix].read_bytes()), "image": 0}
+        done(page)
+
+
+def test_settings_come_back(page: "Page") -> None:
+    page.select_option("#method", "gae")
+    done(page)
+    page.fill("#opacity", "0.4")
+    with page.expect_download() as waiting:
+        page.click("#settings")
+    content = Path(waiting.value.path()).read_bytes()
+    assert json.loads(content)["method"] == "gae"
+    page.select_option("#method", "tokentm")
+    done(page)
+    page.set_input_files("#load", {"name": "s.json", "mimeType": "application/json", "buffer": content})
+    page.wait_for_function("() => document.querySelector('#method').value === 'gae'")
+    done(page)
+    assert page.input_value("#opacity") == "0.4"
+    assert "method=gae" in page.url
+    page.set_input_files("#load", {"name": "s.json", "mimeType": "application/json", "buffer": b"not json"})
+    page.wait_for_selector("#alert:not([hidden])")
+    assert page.inner_text("#alert") == "This file holds no settings of this page."
+
+
+BAD = {
+    "text as .jpg": (b"these are words, no picture\n" * 40, "not an image that can be read here"),
+    "0 bytes": (b"", "is empty (0 bytes)"),
+    "huge": (b"\xff\xd8" + b"x" * (17 << 20), "is larger than the 16 MB"),
+    "half a file": (png(scene(12, 1).pil())[:900], "damaged"),
+}
+
+
+@pytest.mark.parametrize(("content", "sentence"), BAD.values(), ids=BAD)
+def test_bad_files_get_a_sentence_and_the_server_lives_on(page: "Page", content: bytes, sentence: str) -> None:
+    upload(page, "photo.jpg", content)
+    page.wait_for_selector("#alert:not([hidden])")
+    assert sentence in page.inner_text("#alert")
+    page.locator("#examples button").nth(1).click()
+    pressed(page, "#examples", 1)
+    done(page)
+    assert page.is_hidden("#alert")
+
+
+FOCUSED = """() => { const a = document.activeElement, d = a.dataset;
+  return a.id || (d.index && 'class') || (d.photo && 'example') || d.kind || a.tagName; }"""
+
+
+def test_a_walk_with_the_keyboard_alone(page: "Page") -> None:
+    seen: list[str] = []
+    for _ in range(45):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate(FOCUSED))
+    for wanted in (
+        "file",
+        "webcam",
+        "example",
+        "model",
+        "method",
+        "rule",
+        "tab-explain",
+        "opacity",
+        "colours",
+        "class",
+        "block",
+        ".png",
+        "settings",
+    ):
+        assert wanted in seen, f"{wanted} cannot be reached by Tab"
+    page.focus("#tab-explain")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#compare:not([hidden])")
+    page.keyboard.press("Home")
+    page.wait_for_selector("#explain:not([hidden])")
+    page.locator("#classes button").nth(2).focus()
+    page.keyboard.press("Enter")
+    pressed(page, "#classes", 2)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_off_at_phone_width(browser: Any, served: Served, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page.set_default_timeout(PATIENCE)
+    page.goto(served.url)
+    page.wait_for_selector("#classes button")
+    for view in ("explain", "compare", "tokens", "faith"):
+        page.click(f"#tab-{view}")
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 390, view
+    ink, paper = page.evaluate(
+        "() => { const s = getComputedStyle(document.querySelector('#ttm')); return [s.color, s.backgroundColor]; }"
+    )
+    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+    assert (bright[0] > bright[1]) == (scheme == "dark")
+    unnamed = page.evaluate(
+        "() => [...document.querySelectorAll('#ttm img:not([alt]), #ttm canvas[role=img]:not([aria-label])')].length"
+    )
+    assert unnamed == 0
+    page.close()

@@ -13,7 +13,18 @@ from torch.testing import assert_close
 
 from tokentm.errors import InputError
 from tokentm.models.transforms import ImageTransform
-from tokentm.render import DIVERGING, SEQUENTIAL, colourise, on_full, overlay, scale01, scale_signed, upsample
+from tokentm.render import (
+    DIVERGING,
+    SEQUENTIAL,
+    colour_range,
+    colourise,
+    on_full,
+    overlay,
+    scale01,
+    scale_signed,
+    upsample,
+    whereabouts,
+)
 
 # ends of the two default colour maps; versions of matplotlib round them differently
 INFERNO_HIGH = (252, 255, 164)
@@ -302,3 +313,27 @@ def test_importing_loads_neither_matplotlib_nor_any_model() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_colour_range_is_what_scaling_brings_to_its_ends() -> None:
+    maps = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]], [[2.0, 2.0], [2.0, 2.0]]])
+    assert colour_range(maps, signed=False) == [(-1.0, 3.0), (2.0, 2.0)]
+    assert colour_range(maps, signed=True) == [(-3.0, 3.0), (-2.0, 2.0)]
+    low, high = colour_range(maps, signed=False)[0]
+    assert_close((maps[:1] - low) / (high - low), scale01(maps[:1]))
+    low, high = colour_range(maps, signed=True)[0]
+    assert_close((maps[:1] - low) / (high - low), scale_signed(maps[:1]))
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "words"),
+    [(0, 0, "upper left"), (3, 3, "centre"), (3, 5, "middle right"), (5, 2, "lower centre"), (5, 5, "lower right")],
+)
+def test_where_a_map_is_highest_in_words(row: int, column: int, words: str) -> None:
+    relevance = torch.zeros(6, 6)
+    relevance[row, column] = 1
+    assert whereabouts(relevance) == words
+
+
+def test_where_a_single_patch_is() -> None:
+    assert whereabouts(torch.ones(1, 1)) == "upper left"

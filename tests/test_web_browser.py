@@ -30,7 +30,7 @@ PATIENCE = 120_000  # milliseconds; a loaded machine is slow, and no test waits 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("web")) as running:
+    with serve(tmp_path_factory.mktemp("web"), "--time-limit", "300") as running:
         yield running
 
 

@@ -20,6 +20,7 @@ from tokentm.backward import BACKWARD
 from tokentm.errors import InputError, TokentmError
 from tokentm.methods import METHODS
 from tokentm.methods._depth import LAYERED
+from tokentm.models import BUNDLED
 from tokentm.session import Request
 from tokentm.web.desk import Desk
 from tokentm.web.gate import Gate
@@ -33,6 +34,7 @@ _PAGE: Final = Path(__file__).parent / "page"
 _SCRIPTS: Final = ("server.js", "paint.js", "charts.js", "views.js", "tokens.js", "main.js", "wire.js")
 _SEQUENTIAL: Final = (render.SEQUENTIAL, "viridis", "magma", "cividis", "gray")
 _DIVERGING: Final = (render.DIVERGING, "PuOr_r", "BrBG_r")
+_FIRST: Final = next(iter(BUNDLED))
 _log = logging.getLogger(__name__)
 
 Target = int | str | None
@@ -67,7 +69,9 @@ def serve(
     """
     limits = limits or Limits()
     in_space = "SPACE_ID" in os.environ
-    page = build(allow_models=allow_models, limits=limits, device=device)
+    models = Models(allow_models, device)
+    page = _build(models, limits)
+    models.warm(limits.seconds)
     try:
         page.launch(
             server_name="0.0.0.0" if in_space else host,  # noqa: S104  (a Space is reached from outside)
@@ -98,8 +102,10 @@ def build(
     *, allow_models: Sequence[str] = (), limits: Limits | None = None, device: str | torch.device | None = None
 ) -> gr.Blocks:
     """The page without a server around it; see ``serve``."""
-    limits = limits or Limits()
-    models = Models(allow_models, device)
+    return _build(Models(allow_models, device), limits or Limits())
+
+
+def _build(models: Models, limits: Limits) -> gr.Blocks:
     desk = Desk(models, limits)
     with gr.Blocks(title="tokentm", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(
@@ -123,13 +129,13 @@ def build(
 def _questions(desk: Desk) -> dict[str, Callable[..., Any]]:
     """What the page and every other client may ask; the types and texts are the documented interface."""
 
-    def explain(photo: str, model: str = "shapes", target: Target = None, method: str = "tokentm") -> dict[str, Any]:
+    def explain(photo: str, model: str = _FIRST, target: Target = None, method: str = "tokentm") -> dict[str, Any]:
         """Predictions and the relevance map of one class; photo is base64, a data URL, example:NAME or held:TOKEN."""
         return _told(lambda: desk.explain(photo, model, _target(target), method))
 
     def compare(
         photo: str,
-        model: str = "shapes",
+        model: str = _FIRST,
         targets: list[Any] | None = None,
         methods: list[str] | None = None,
     ) -> dict[str, Any]:
@@ -138,12 +144,12 @@ def _questions(desk: Desk) -> dict[str, Callable[..., Any]]:
         classes = [_target(one) for one in targets or [None]]
         return _told(lambda: desk.compare(photo, model, classes, names))
 
-    def tokens(photo: str, model: str = "shapes", target: Target = None, backward: str = "plain") -> dict[str, Any]:
+    def tokens(photo: str, model: str = _FIRST, target: Target = None, backward: str = "plain") -> dict[str, Any]:
         """TokenTM taken apart: length, direction and weights of every token through depth, and what heads carry."""
         return _told(lambda: desk.tokens(photo, model, _target(target), backward))
 
     def faithfulness(
-        photo: str, model: str = "shapes", target: Target = None, methods: list[str] | None = None
+        photo: str, model: str = _FIRST, target: Target = None, methods: list[str] | None = None
     ) -> dict[str, Any]:
         """The perturbation curves of this photo and class beside 20 random orders, with a verdict per method."""
         names = ["tokentm", "gae", "rollout"] if methods is None else methods
@@ -151,7 +157,7 @@ def _questions(desk: Desk) -> dict[str, Callable[..., Any]]:
 
     def files(
         photo: str,
-        model: str = "shapes",
+        model: str = _FIRST,
         target: Target = None,
         method: str = "tokentm",
         opacity: float = 0.85,

@@ -42,6 +42,11 @@ class Models:
         """What the page offers; a folder is called by its last part, so that no path of the server is shown."""
         return list(self._sources)
 
+    def warm(self, seconds: float) -> None:
+        """Load the model that the page shows first, so that the first visitor does not wait for it."""
+        with self.use(self.names[0], seconds):
+            pass
+
     @contextmanager
     def use(self, name: str, seconds: float) -> Iterator[VisionModel]:
         """Load the model and keep it to oneself.

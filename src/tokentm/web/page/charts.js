@@ -5,8 +5,8 @@ const escaped = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${lett
 const short = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 1 ? value.toFixed(2) : value.toPrecision(2));
 
 // lines: [{name, values, colour, dash}], band: {low, high} per point, xs: labels of the points.
-const chart = ({ title, lines, xs, low, high, band = null, percent = false, xTitle = "", mark = null }) => {
-  const W = 420, H = 190, L = 44, R = 10, T = 10, B = 34;
+const chart = ({ title, lines, xs, low, high, band = null, percent = false, xTitle = "", W = 290, H = 165 }) => {
+  const L = 44, R = 10, T = 10, B = 34;
   const x = (i) => L + ((W - L - R) * i) / Math.max(1, xs.length - 1);
   const y = (value) => T + (H - T - B) * (1 - (value - low) / (high - low || 1));
   const said = (value) => (percent ? `${Math.round(100 * value)} %` : short(value));
@@ -17,10 +17,9 @@ const chart = ({ title, lines, xs, low, high, band = null, percent = false, xTit
   const ticks = xs.map((label, i) => i % every ? "" : `<text x="${x(i)}" y="${H - B + 16}" text-anchor="middle">${escaped(label)}</text>`).join("");
   const area = !band ? "" : `<path class="band" d="${path(band.high)}${band.low.map((v, i) => `L${x(band.low.length - 1 - i).toFixed(1)} ${y(band.low[band.low.length - 1 - i]).toFixed(1)}`).join("")}Z"/>`;
   const drawn = lines.map((line) => `<path d="${path(line.values)}" fill="none" stroke="${line.colour}" stroke-width="2" stroke-dasharray="${line.dash || ""}"/>`).join("");
-  const marked = mark === null ? "" : `<path class="axis" d="M${x(mark)} ${T}V${H - B}"/>`;
   return `<figure><figcaption>${escaped(title)}</figcaption><svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${escaped(title)}: ${
     escaped(lines.map((line) => `${line.name} from ${said(line.values[0])} to ${said(line.values[line.values.length - 1])}`).join("; "))}">${
-    grid}${ticks}${area}${marked}${drawn}<text x="${(W + L) / 2}" y="${H - 2}" text-anchor="middle">${escaped(xTitle)}</text></svg></figure>`;
+    grid}${ticks}${area}${drawn}<text x="${(W + L) / 2}" y="${H - 2}" text-anchor="middle">${escaped(xTitle)}</text></svg></figure>`;
 };
 
 const key = (lines) => `<div class="bar">${lines.map((line) => `<span class="legend"><svg viewBox="0 0 26 8" style="width:26px"><path d="M0 4H26" stroke="${

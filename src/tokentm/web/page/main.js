@@ -108,7 +108,7 @@ const show = async (view) => {
 const redraw = () => {
   drawMap();
   if (state.compared) paintCompared();
-  if (state.tokens) drawTokens(state.patch);
+  if (state.tokens) { paintBlocks(); drawTokens(state.patch); }
 };
 
 const settings = () => ({

@@ -9,8 +9,8 @@ const loadTokens = (answer) => {
   state.pinned = null;
   const { relevance } = answer.map, flat = relevance.flat();
   state.ranked = flat.map((_, i) => i).sort((a, b) => flat[b] - flat[a]);
-  drawTokens(state.ranked[0]);
   drawBlocks();
+  drawTokens(state.ranked[0]);
 };
 
 const drawPatches = (patch) => {
@@ -46,7 +46,7 @@ const drawTokens = (patch) => {
   const top = (lines) => Math.max(...lines.flatMap((line) => line.values));
   const ratios = pair("attention_ratio", "ffn_ratio"), weights = pair("attention_weight", "ffn_weight");
   $("token-charts").innerHTML = key([attention, ffn]) + `<div class="charts">${
-    chart({ title: "Token length, entering each block and leaving the last", lines: [{ name: "length", values: length, colour: COLOURS[2] }],
+    chart({ title: "Token length", lines: [{ name: "length", values: length, colour: COLOURS[2] }],
       xs: [...xs, "out"], low: 0, high: Math.max(...length), xTitle: "block" })}${
     chart({ title: "Change of length", lines: ratios, xs, low: 0, high: top(ratios), xTitle: "block" })}${
     chart({ title: "Direction kept (cosine)", lines: pair("attention_cosine", "ffn_cosine"), xs, low: -1, high: 1, xTitle: "block" })}${
@@ -82,7 +82,7 @@ const headTable = (token) => {
 const drawBlocks = () => {
   const { arrays, prefix } = state.tokens, blocks = arrays.ffn_weight.shape[0];
   const strip = (name, title) => `<h3>${title}</h3><div class="small">${Array.from({ length: blocks }, (_, l) =>
-    `<figure><canvas role="img" aria-label="${title}, block ${l + 1}" data-array="${name}" data-block="${l}"></canvas><figcaption>block ${l + 1}</figcaption></figure>`).join("")}</div>`;
+    `<figure><div><canvas role="img" aria-label="${title}, block ${l + 1}" data-array="${name}" data-block="${l}"></canvas><i class="cell"></i></div><figcaption>block ${l + 1}</figcaption></figure>`).join("")}</div>`;
   $("token-blocks").innerHTML = strip("attention_weight", "Transformation weight of every patch, attention (mean of heads)") +
     strip("ffn_weight", "Transformation weight of every patch, feed-forward") +
     `<p class="soft">Each small picture has its own colours, from its least to its greatest weight${prefix ? "; tokens without a patch are left out" : ""}.</p>`;
@@ -102,10 +102,8 @@ const paintBlocks = () => {
 
 const markBlocks = (row, column) => {
   const [rows, columns] = gridOf();
-  paintBlocks();
-  element.querySelectorAll("#token-blocks canvas").forEach((canvas) => {
-    // A dot: the pictures are a few pixels wide, so it takes the cell itself.
-    canvas.title = `row ${row + 1} of ${rows}, column ${column + 1} of ${columns}`;
+  element.querySelectorAll("#token-blocks .cell").forEach((mark) => {
+    mark.style.cssText = `left:${(100 * column) / columns}%;top:${(100 * row) / rows}%;width:${100 / columns}%;height:${100 / rows}%`;
   });
 };
 

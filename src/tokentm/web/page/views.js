@@ -54,7 +54,7 @@ const drawMeasured = () => {
   const columns = found.fractions.map((_, i) => found.random.map((order) => order[i]));
   const band = { low: columns.map((c) => Math.min(...c)), high: columns.map((c) => Math.max(...c)) };
   const lines = (field) => found.curves.map((curve, i) => ({ name: curve.method, values: curve[field], colour: COLOURS[i % 8], dash: DASHES[i % 8] }));
-  const common = { xs, low: 0, high: 1, percent: true, band, xTitle: "pixels taken away" };
+  const common = { xs, low: 0, high: 1, percent: true, band, xTitle: "pixels taken away", W: 460, H: 210 };
   $("measured").innerHTML = `<div class="charts wide">${
     chart({ ...common, title: `Most relevant first: probability of ${found.class}`, lines: lines("most_first") })}${
     chart({ ...common, title: `Least relevant first: probability of ${found.class}`, lines: lines("least_first") })}</div>${

@@ -1,7 +1,7 @@
 """Twenty visitors at once for a minute, on this machine alone: right answers, no failures, flat memory.
 
-Starts ``tokentm serve`` on a free port of 127.0.0.1. Every visitor has a scene of its own, asks about it by photo and by
-token, for its two likeliest classes in turn, and compares each map with what the library said beforehand. Loops are
+Starts ``tokentm serve`` on a free port of 127.0.0.1. Every visitor has a scene of its own, asks about it by photo and
+by token, for its two likeliest classes in turn, and compares each map with what the library said beforehand. Loops are
 bounded in time and number, and the server ends with the script.
 """
 

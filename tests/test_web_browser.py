@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import tokentm
-from tests.support.web_page import Served, chromium, png, serve
+from tests.support.web_page import Served, bomb, chromium, png, serve
 from tokentm import render
 from tokentm.datasets.shapes import scene
 
@@ -236,6 +236,7 @@ def test_settings_come_back(page: "Page") -> None:
 
 BAD = {
     "text as .jpg": (b"these are words, no picture\n" * 40, "not an image that can be read here"),
+    "a bomb": (bomb(), "pixels; "),
     "0 bytes": (b"", "is empty (0 bytes)"),
     "huge": (b"\xff\xd8" + b"x" * (17 << 20), "is larger than the 16 MB"),
     "half a file": (png(scene(12, 1).pil())[:900], "damaged"),

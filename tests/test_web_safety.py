@@ -2,12 +2,10 @@
 
 import base64
 import json
-import struct
 import threading
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import torch
 
 from tests.support.command import run as run_command
 from tests.support.command import save_classifier, tree
-from tests.support.web_page import Served, ask, data_url, png, serve
+from tests.support.web_page import Served, ask, bomb, data_url, png, serve
 from tokentm.datasets.shapes import scene
 from tokentm.errors import ImageError, InputError, TimeLimitError
 
@@ -29,17 +27,6 @@ from tokentm.web.models import Models
 from tokentm.web.photos import read_photo
 
 LIMITS = Limits()
-
-
-def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
-    """A PNG of one colour: a few megabytes that would be gigabytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(1_000_000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 BAD_PHOTOS = {
@@ -81,7 +68,21 @@ def test_only_allowed_models_are_loaded(name: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["/etc", "./shapes", "..", "hf:../../etc", "weights.pth", "folder", "hf:/etc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc",
+        "./shapes",
+        "..",
+        "hf:../../etc",
+        "weights.pth",
+        "folder",
+        "hf:/etc",
+        "hf:a/b/c",
+        "open_clip:ViT-B-32/weights",
+        "open_clip:local-dir:/etc",
+    ],
+)
 def test_where_every_name_is_allowed_a_path_still_is_not(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,10 +7,11 @@ import os
 import re
 import select
 import shutil
+import struct
 import subprocess
 import time
-import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from PIL import Image
 
 from tests.support.command import COMMAND, environment
 
-__all__ = ["Served", "ask", "data_url", "png", "serve"]
+__all__ = ["Served", "ask", "bomb", "chromium", "data_url", "png", "serve"]
 
 
 @dataclass
@@ -101,3 +102,14 @@ def data_url(content: bytes, kind: str = "image/png") -> str:
 def chromium() -> str | None:
     """Where Debian's browser is."""
     return os.environ.get("TOKENTM_CHROMIUM") or shutil.which("chromium")
+
+
+def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
+    """A PNG of one colour: a few megabytes that would be gigabytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1_000_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

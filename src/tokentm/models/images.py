@@ -192,7 +192,7 @@ def _open_header(path: Path) -> Image.Image:
 def _opened(source: Path | io.BytesIO, formats: Sequence[str] | None = None) -> Image.Image:
     with _quiet_pillow():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(source, formats=formats)
+        return Image.open(source, formats=None if formats is None else tuple(formats))
 
 
 def _decode(image: Image.Image, name: str, remedy: str) -> Image.Image:

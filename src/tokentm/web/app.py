@@ -190,7 +190,6 @@ def _target(given: Any) -> Target:
 
 def _setup(models: Models, limits: Limits) -> dict[str, Any]:
     """Everything that the page must know before the first question."""
-    drawn = {name: draw() for name, draw in EXAMPLES.items()}
     return {
         "version": __version__,
         "models": models.names,
@@ -198,8 +197,13 @@ def _setup(models: Models, limits: Limits) -> dict[str, Any]:
         "methods": [_method(name) for name in METHODS],
         "rules": [{"name": rule.name, "summary": rule.summary} for rule in BACKWARD.values() if not rule.relevance],
         "examples": [
-            {"photo": EXAMPLE + name, "alt": alt, "picture": as_data_url(image, photo=True)}
-            for name, (image, alt) in drawn.items()
+            {
+                "photo": EXAMPLE + name,
+                "alt": one.alt,
+                "model": one.model,
+                "picture": as_data_url(one.draw(), photo=True),
+            }
+            for name, one in EXAMPLES.items()
         ],
         "colours": {
             "sequential": {name: _table(name) for name in _SEQUENTIAL},

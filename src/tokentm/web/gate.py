@@ -52,7 +52,7 @@ class Gate:
         """Let a request pass, or answer it with one sentence."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif not _ROUTES.fullmatch(_path(scope)):
+        elif not _ROUTES.fullmatch(path := _path(scope)) or ".." in path:
             await _refuse(send, 404, "There is nothing here.")
         elif self._declared(scope) > self._most:
             await _refuse(send, 413, self._too_large())

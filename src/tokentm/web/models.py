@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, final
 
@@ -19,7 +20,9 @@ ANY: Final = "any"
 """Allows every published name; folders and files must still be named by who starts the server."""
 
 _IN_MEMORY: Final = 3
-_PREFIXED: Final = re.compile(r"(hf|torchvision|open_clip):[A-Za-z0-9][A-Za-z0-9_.:/-]*")
+_PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+_ON_A_HUB: Final = re.compile(rf"(hf|open_clip:hf-hub):{_PART}/{_PART}|torchvision:\w+")
+_OPEN_CLIP: Final = re.compile(rf"open_clip:({_PART})/({_PART})")
 _TIMM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 
 
@@ -103,12 +106,18 @@ def _label(source: str, taken: dict[str, str]) -> str:
 
 def _is_published(name: str) -> bool:
     """Whether a name can only mean a published model; nothing here touches the file system."""
-    if len(name) > 200 or ".." in name:
+    if len(name) > 200 or ".." in name or name.endswith((".safetensors", ".pth", ".pt", ".bin")):
         return False
-    if _PREFIXED.fullmatch(name):
+    if _ON_A_HUB.fullmatch(name):
         return True
+    if found := _OPEN_CLIP.fullmatch(name):
+        if find_spec("open_clip") is None:
+            return False
+        import open_clip
+
+        return found.groups() in open_clip.list_pretrained()  # it would take any other tag for a file
     if not _TIMM.fullmatch(name):
         return False
     import timm
 
-    return name.split(".")[0] in timm.list_models() and not name.endswith((".safetensors", ".pth", ".pt", ".bin"))
+    return name.split(".")[0] in timm.list_models()

@@ -4,16 +4,19 @@ import base64
 import binascii
 import io
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, final
 
 from PIL import Image
 
+from tokentm.datasets.examples import example_photos
 from tokentm.datasets.shapes import scene
 from tokentm.errors import ImageError
-from tokentm.models.images import read_image
+from tokentm.models.images import open_image, read_image
 from tokentm.web.limits import FORMATS, Limits
 
-__all__ = ["EXAMPLE", "EXAMPLES", "HELD", "as_data_url", "read_photo"]
+__all__ = ["EXAMPLE", "EXAMPLES", "HELD", "Example", "as_data_url", "read_photo"]
 
 HELD: Final = "held:"
 EXAMPLE: Final = "example:"
@@ -21,18 +24,35 @@ EXAMPLE: Final = "example:"
 _SEED: Final = 12  # the demo's; the bundled model was trained on another
 
 
-def _scene(index: int) -> Callable[[], tuple[Image.Image, str]]:
-    def draw() -> tuple[Image.Image, str]:
-        shown = scene(_SEED, index)
-        return shown.pil(), f"a scene with a {' and a '.join(shown.names)}"
+@final
+@dataclass(frozen=True)
+class Example:
+    """A picture that comes with the package.
 
-    return draw
+    Attributes:
+        alt: What is on it, for those who cannot see it.
+        draw: Gives it.
+        model: The one model that it is for; None for every model of photographs.
+    """
+
+    alt: str
+    draw: Callable[[], Image.Image]
+    model: str | None
 
 
-EXAMPLES: Final[dict[str, Callable[[], tuple[Image.Image, str]]]] = {
-    f"scene-{index}": _scene(index) for index in (2, 0, 3, 4, 5, 7)
-}
-"""Pictures that come with the package, by name: each gives the picture and says what is on it."""
+def _examples() -> dict[str, Example]:
+    scenes = {f"scene-{index}": scene(_SEED, index) for index in (2, 0, 3, 4, 5, 7)}
+    photos = example_photos()
+    return {
+        **{
+            name: Example(f"a scene with a {' and a '.join(it.names)}", it.pil, "shapes") for name, it in scenes.items()
+        },
+        **{name: Example(f"a photo, {name}", partial(open_image, path), None) for name, path in photos.items()},
+    }
+
+
+EXAMPLES: Final = _examples()
+"""By name."""
 
 
 def read_photo(text: str, limits: Limits) -> tuple[Image.Image, str]:
@@ -49,7 +69,7 @@ def read_photo(text: str, limits: Limits) -> tuple[Image.Image, str]:
         name = text.removeprefix(EXAMPLE)
         if name not in EXAMPLES:
             raise ImageError(f"There is no example {name[:40]!r}; there are {', '.join(EXAMPLES)}.")
-        return EXAMPLES[name]()[0], name
+        return EXAMPLES[name].draw(), name
     if len(text) > limits.body_bytes:
         raise ImageError(f"The photo is larger than the {limits.file_bytes >> 20} MB that are taken here.")
     head, comma, body = text[:200].partition(",")

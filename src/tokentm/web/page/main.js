@@ -74,6 +74,17 @@ const classChoices = () => {
   $("faith-class").textContent = `for ${state.answer.class}`;
 };
 
+// Scenes are for the model of shapes, photos for every other.
+const examplesHere = () => {
+  const own = setup.examples.filter((one) => one.model === modelName());
+  return own.length ? own : setup.examples.filter((one) => one.model === null);
+};
+
+const drawExamples = () => {
+  $("examples").innerHTML = examplesHere().map((one) => `<button type="button" data-photo="${one.photo}" aria-pressed="${
+    one.photo === state.source}" title="${escaped(one.alt)}"><img src="${one.picture}" alt="Example: ${escaped(one.alt)}"></button>`).join("");
+};
+
 const choosePhoto = async (source, name) => {
   Object.assign(state, { source, photo: null, name });
   element.querySelectorAll("#examples button").forEach((button) => button.setAttribute("aria-pressed", button.dataset.photo === source));
@@ -128,10 +139,11 @@ const apply = async (given) => {
   if (given.opacity !== undefined && given.opacity >= 0 && given.opacity <= 1) $("opacity").value = given.opacity;
   lookChanged();
   if (["explain", "compare", "tokens", "faith"].includes(given.view)) state.view = given.view;
-  const known = setup.examples.some((example) => example.photo === given.photo);
-  if (known) { state.source = given.photo; state.photo = null; }
-  element.querySelectorAll("#examples button").forEach((button) => button.setAttribute("aria-pressed", button.dataset.photo === state.source));
-  if (state.source) await explain(given.target === undefined || given.target === "" ? null : Number.isNaN(Number(given.target)) ? null : given.target === null ? null : Number(given.target));
+  const known = setup.examples.find((example) => example.photo === given.photo);
+  if (known || !state.source) { state.source = known ? known.photo : examplesHere()[0].photo; state.photo = null; }
+  drawExamples();
+  const index = given.target === null || given.target === undefined || given.target === "" ? NaN : Number(given.target);
+  await explain(Number.isNaN(index) ? null : index);
   if (given.block && !$("layers").hidden) { $("block").value = given.block; drawMap(); }
 };
 

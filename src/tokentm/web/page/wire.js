@@ -7,8 +7,7 @@ const fill = () => {
   $("rule").value = "plain";
   const group = (label, names) => `<optgroup label="${label}">${Object.keys(names).map((name) => `<option>${name}</option>`).join("")}</optgroup>`;
   $("colours").innerHTML = group("one-sided maps", sequential) + group("signed maps", diverging);
-  $("examples").innerHTML = setup.examples.map((one) => `<button type="button" data-photo="${one.photo}" aria-pressed="false" title="${
-    escaped(one.alt)}"><img src="${one.picture}" alt="Example: ${escaped(one.alt)}"></button>`).join("");
+  drawExamples();
   chips("compare-methods", ["tokentm", "gae", "rollout"]);
   chips("faith-methods", ["tokentm", "gae", "rollout"]);
 };
@@ -55,7 +54,11 @@ const wireChoices = () => {
   $("model").addEventListener("change", () => {
     $("named").hidden = $("model").value !== "*";
     state.photo = null; // another model sees another crop
-    if ($("model").value !== "*" && state.source) explain();
+    drawExamples();
+    const shown = examplesHere();
+    if ($("model").value === "*") return;
+    if (state.source?.startsWith("example:") && !shown.some((one) => one.photo === state.source)) choosePhoto(shown[0].photo, shown[0].alt);
+    else if (state.source) explain();
   });
   $("name").addEventListener("change", () => { state.photo = null; if (state.source && modelName()) explain(); });
   $("method").addEventListener("change", () => { methodChanged(); again(); });
@@ -122,4 +125,4 @@ wireChoices();
 wireViews();
 wireExports();
 watchPatches();
-apply({ photo: setup.examples[0].photo, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) });
+apply(Object.fromEntries(new URLSearchParams(location.hash.slice(1))));

@@ -1,5 +1,7 @@
 """The perturbation curves of one image: against a loop over pixels, and figures that a person can compute."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def explicit(name: str, target: int, method: str) -> tuple[list[float], list[flo
 
 
 def test_the_curves_are_those_of_a_loop_over_pixels() -> None:
-    model = describe(build("timm-vit"), transform=None)
+    model = replace(describe(build("timm-vit")), transform=None)
     kept = Recordings(model, image_batch("timm-vit")[:1], keep=True)
     found = removal(kept, 2, [Request.parse("tokentm"), Request.parse("gae/libra")], orders=4)
     assert found.random.shape == (4, 10)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.fingerprint import fingerprint
+from tests.support.unchecked import unchecked
 from tests.support.zoo import build, image_batch
 from tokentm.deadline import Deadline
 from tokentm.errors import TimeLimitError
@@ -16,7 +17,7 @@ from tokentm.session import Request, run
 def test_work_in_time_is_untouched() -> None:
     model, images = describe(build("timm-vit")), image_batch("timm-vit")
     request = [Request.parse("tokentm/libra")]
-    with Deadline(600):
+    with Deadline(600.0):
         found = run(model, images, None, request)[0]
     assert torch.equal(found.relevance, run(model, images, None, request)[0].relevance)
 
@@ -37,7 +38,7 @@ def _work_for_ever() -> None:
 def test_a_method_is_interrupted_and_the_model_left_as_it_was() -> None:
     module, images = build("timm-vit"), image_batch("timm-vit")
     before = fingerprint(module)
-    with pytest.raises(TimeLimitError), Deadline(0.01):
+    with unchecked(), pytest.raises(TimeLimitError), Deadline(0.01):
         run(describe(module), images, None, [Request.parse("rise")])
     assert fingerprint(module) == before
 

@@ -78,7 +78,7 @@ def test_forgetting_which_class_was_asked_goes_red(model: VisionModel) -> None:
     images, asked = image_batch("timm-vit"), [Request.parse("tokentm")]
     kept = Recordings(model, images, keep=True)
     run(model, images, 2, asked, kept)
-    with mutant("tokentm.session", "asked = (tuple(target.tolist()), score)", "asked = score"):
+    with mutant("tokentm.session", "return tuple(target.tolist()), score", "return score"):
         run(model, images, 2, asked, kept)
         wrong = run(model, images, 5, asked, kept)[0].relevance
     assert not torch.equal(wrong, run(model, images, 5, asked)[0].relevance)

@@ -15,6 +15,7 @@ import torch
 
 from tests.support.command import run as run_command
 from tests.support.command import save_classifier, tree
+from tests.support.unchecked import unchecked
 from tests.support.web_page import Served, ask, bomb, data_url, png, serve
 from tokentm.datasets.shapes import scene
 from tokentm.errors import ImageError, InputError, TimeLimitError
@@ -64,7 +65,7 @@ FORBIDDEN = ["/etc", "../shapes", "vit_base_patch16_224", "hf:org/name", "shapes
 
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_only_allowed_models_are_loaded(name: str) -> None:
-    with pytest.raises(InputError, match="is not allowed here"), Models().use(name, 1):
+    with pytest.raises(InputError, match="is not allowed here"), Models().use(name, 1.0):
         pass
 
 
@@ -88,7 +89,7 @@ def test_where_every_name_is_allowed_a_path_still_is_not(
 ) -> None:
     save_classifier(tmp_path / "folder")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="is not allowed here"), Models(["any"]).use(name, 1):
+    with pytest.raises(InputError, match="is not allowed here"), Models(["any"]).use(name, 1.0):
         pass
 
 
@@ -105,7 +106,7 @@ def test_a_folder_is_offered_by_its_last_part(tmp_path: Path) -> None:
 def test_a_request_that_takes_too_long_is_ended_and_the_next_one_works() -> None:
     desk = Desk(Models(), Limits(seconds=1.0))
     desk.limits = Limits(seconds=0.05)
-    with pytest.raises(TimeLimitError, match=r"longer than the 0\.05 seconds"):
+    with unchecked(), pytest.raises(TimeLimitError, match=r"longer than the 0\.05 seconds"):
         desk.faithfulness("example:scene-2", "shapes", None, ["tokentm", "gae"])
     desk.limits = Limits(seconds=60.0)
     assert desk.explain("example:scene-2", "shapes", None, "tokentm")["probability"] > 0.5
@@ -113,7 +114,7 @@ def test_a_request_that_takes_too_long_is_ended_and_the_next_one_works() -> None
 
 def test_who_waits_too_long_for_the_model_is_told() -> None:
     models = Models()
-    with models.use("shapes", 1):
+    with models.use("shapes", 1.0):
         told: list[str] = []
 
         def wait() -> None:
@@ -292,3 +293,13 @@ def test_bad_options_are_told_in_a_sentence(arguments: list[str], sentence: str,
     assert done.code == 2
     assert sentence in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_model_that_left_the_memory_takes_its_photos_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokentm.web.models._IN_MEMORY", 1)
+    desk = Desk(Models([str(save_classifier(tmp_path / "birds"))]), LIMITS)
+    token = desk.explain("example:scene-2", "birds", None, "gae")["photo"]
+    desk.explain("example:scene-2", "shapes", None, "gae")
+    assert desk.models.loaded == ["shapes"]
+    with pytest.raises(ImageError, match="no longer held"):
+        desk.explain(token, "birds", None, "gae")

@@ -35,6 +35,7 @@ class Deadline(TorchFunctionMode):
     ) -> Any:
         """Run the operation, unless time is up."""
         if time.monotonic() > self._end:
+            self._end = float("inf")  # said once; what unwinds now may need tensor operations of its own
             raise TimeLimitError(
                 f"It took longer than the {self._seconds:g} seconds that a request has; "
                 "choose fewer or faster methods, or a smaller model."

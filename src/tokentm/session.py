@@ -145,12 +145,16 @@ class Recordings:
         recording = self.under(rule, signals)
         if not self.keep:
             return recording.trace(target, score=score, keep=more)
-        asked = (tuple(target.tolist()), score)
+        asked = _key(target, score)
         known, trace = self._last.get(rule, (None, None))
         if trace is None or known != asked:
             trace = recording.trace(target, score=score, keep=True)
             self._last[rule] = (asked, trace)
         return trace
+
+
+def _key(target: Tensor, score: Score) -> object:
+    return tuple(target.tolist()), score
 
 
 def run(

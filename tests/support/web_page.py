@@ -64,7 +64,7 @@ def serve(folder: Path, *arguments: str) -> Iterator[Served]:
 
 def _url(process: subprocess.Popen[str], folder: Path) -> str:
     assert process.stdout
-    end = time.monotonic() + 240
+    end = time.monotonic() + 900
     while time.monotonic() < end and process.poll() is None:
         if select.select([process.stdout], [], [], 1)[0]:
             line = process.stdout.readline()

@@ -47,7 +47,7 @@ def serve(
         from tokentm.web import Limits
         from tokentm.web import serve as start
 
-        limits = Limits(file_bytes=max_megabytes << 20, pixels=max_pixels, seconds=time_limit, waiting=queue)
+        limits = Limits(file_bytes=max_megabytes << 20, pixels=max_pixels, seconds=float(time_limit), waiting=queue)
         if host not in _LOCAL and not users:
             tell(f"Note: {host} lets everyone in who can reach this machine; --auth USER:PASSWORD asks them.", "yellow")
         page = start(

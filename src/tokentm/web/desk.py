@@ -178,6 +178,7 @@ class Desk:
             raise ImageError("There is no photo yet; choose one.")
         with self.models.use(model, self.limits.seconds) as loaded, Deadline(self.limits.seconds):
             vision = with_texts(target if isinstance(target, str) else None, loaded) if loaded.takes_text else loaded
+            self.held.forget_others(self.models.loaded)
             token, found = self._find(photo, model, vision)
             yield Asked(token, found, vision, fresh=not photo.startswith(HELD))
             self.held.tidy()  # with what this request has recorded

@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import final
 
@@ -70,6 +71,12 @@ class Held:
                 photo.used = time.monotonic()
                 self._photos.move_to_end(token)
             return photo
+
+    def forget_others(self, models: Collection[str]) -> None:
+        """Forget the photos of other models than these: each holds on to the model that it was recorded with."""
+        with self._lock:
+            for token in [token for token, photo in self._photos.items() if photo.model not in models]:
+                del self._photos[token]
 
     def tidy(self) -> None:
         """Forget photos that are too old or too many, and recordings that are too large together."""

@@ -45,6 +45,11 @@ class Models:
         """What the page offers; a folder is called by its last part, so that no path of the server is shown."""
         return list(self._sources)
 
+    @property
+    def loaded(self) -> list[str]:
+        """Those in memory."""
+        return list(self._loaded)
+
     def warm(self, seconds: float) -> None:
         """Load the model that the page shows first, so that the first visitor does not wait for it."""
         with self.use(self.names[0], seconds):

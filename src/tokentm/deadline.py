@@ -27,7 +27,7 @@ class Deadline(TorchFunctionMode):
 
     def __enter__(self) -> "Deadline":
         self._end = time.monotonic() + self._seconds
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(

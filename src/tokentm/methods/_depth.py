@@ -82,7 +82,8 @@ def depth(trace: Trace, options: TokenTMConfig | None = None) -> Depth:
 
 
 def _length(block: BlockTrace, dtype: torch.dtype) -> Float[Tensor, "b n"]:
-    return block.tokens_in.to(dtype).norm(dim=-1)
+    length: Tensor = block.tokens_in.to(dtype).norm(dim=-1)
+    return length
 
 
 def _ratio(change: Change) -> Float[Tensor, "..."]:

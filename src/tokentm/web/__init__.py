@@ -7,17 +7,16 @@ from tokentm.errors import MissingExtraError
 from tokentm.web.limits import Limits
 
 if TYPE_CHECKING:
-    from tokentm.web.app import build as build
     from tokentm.web.app import serve as serve
 
-__all__ = ["Limits", "build", "serve"]
+__all__ = ["Limits", "serve"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("build", "serve"):
+    if name != "serve":
         raise AttributeError(f"module 'tokentm.web' has no attribute {name!r}")
     if find_spec("gradio") is None:
         raise MissingExtraError("The page needs gradio, which is not installed; pip install 'tokentm[web]'.")
     from tokentm.web import app
 
-    return getattr(app, name)
+    return app.serve

@@ -13,6 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is importe
 import gradio as gr
 import numpy as np
 import torch
+from gradio.events import api
 from starlette.middleware import Middleware
 
 from tokentm import __version__, render
@@ -28,7 +29,7 @@ from tokentm.web.limits import FORMATS, Limits
 from tokentm.web.models import Models
 from tokentm.web.photos import EXAMPLE, EXAMPLES, as_data_url
 
-__all__ = ["build", "serve"]
+__all__ = ["serve"]
 
 _PAGE: Final = Path(__file__).parent / "page"
 _SCRIPTS: Final = ("server.js", "paint.js", "charts.js", "views.js", "tokens.js", "main.js", "wire.js")
@@ -98,16 +99,10 @@ def serve(
     return page
 
 
-def build(
-    *, allow_models: Sequence[str] = (), limits: Limits | None = None, device: str | torch.device | None = None
-) -> gr.Blocks:
-    """The page without a server around it; see ``serve``."""
-    return _build(Models(allow_models, device), limits or Limits())
-
-
 def _build(models: Models, limits: Limits) -> gr.Blocks:
     desk = Desk(models, limits)
-    with gr.Blocks(title="tokentm", analytics_enabled=False, fill_width=True) as page:
+    page = gr.Blocks(title="tokentm", analytics_enabled=False, fill_width=True)
+    with page:
         gr.HTML(
             (_PAGE / "page.html").read_text(),
             js_on_load="\n".join((_PAGE / name).read_text() for name in _SCRIPTS),
@@ -115,7 +110,7 @@ def _build(models: Models, limits: Limits) -> gr.Blocks:
             setup=json.dumps(_setup(models, limits)),
         )
         for name, question in _questions(desk).items():
-            gr.api(
+            api(
                 question,
                 api_name=name,
                 api_description=question.__doc__,

@@ -14,7 +14,7 @@ from tests.support.oracle import rollout as explicit_rollout
 from tests.support.zoo import build, image_batch
 from tokentm.errors import InputError
 from tokentm.methods import METHODS
-from tokentm.methods._depth import carried, depth, relevance_from_block
+from tokentm.methods._depth import LAYERED, carried, depth, relevance_from_block
 from tokentm.methods.tokentm import TokenTMConfig
 from tokentm.models import describe
 from tokentm.recorder import record
@@ -88,6 +88,13 @@ def test_options_of_the_method_are_followed() -> None:
     assert difference(relevance_from_block(trace, "tokentm", options)[:, 0], METHODS["tokentm"](trace, options)) < 1e-12
     parts = carried(trace, options)
     assert difference(parts.heads.sum((1, 2)) + parts.kept, METHODS["tokentm"](trace, options)) < 1e-12
+
+
+@pytest.mark.parametrize("method", LAYERED)
+def test_the_signals_of_the_method_are_enough(method: str) -> None:
+    recording = record(describe(build("timm-vit").double()), image_batch("timm-vit").double(), METHODS[method].signals)
+    trace = recording.trace(torch.tensor(TARGETS))
+    assert difference(relevance_from_block(trace, method)[:, 0], METHODS[method](trace)) < 1e-12
 
 
 def test_other_methods_have_no_maps_per_block() -> None:

@@ -186,5 +186,6 @@ def _mean_by_head(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTM
 
 def _ffn(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b n"]:
     if not options.ffn:
-        return block.tokens_mid.new_zeros(block.tokens_mid.shape[:2], dtype=dtype)
+        batch, _, tokens, _ = block.k.shape
+        return block.k.new_zeros((batch, tokens), dtype=dtype)
     return transformation_weight(ffn_change(block, dtype), options)

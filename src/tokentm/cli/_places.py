@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,8 +26,10 @@ def output_folder(folder: Path) -> Iterator[None]:
                 part.rmdir()
 
 
-def find_photos(given: list[Path], results: Path) -> dict[str, Path]:
+def find_photos(given: Sequence[str | Path], results: Path) -> dict[str, str | Path]:
     """Every photo in ``given`` once, with the name its results get in the folder ``results``.
+
+    What is given are paths, or addresses in object stores, of photos and folders.
 
     The name is the path below the folder it was found in, without suffix; of several folders given, the folder's own
     name stands before it. Photos that would get the same name (``a.jpg`` and ``a.png``) keep their suffix as part of
@@ -37,22 +39,40 @@ def find_photos(given: list[Path], results: Path) -> dict[str, Path]:
         ImageError: There is no such file, or no image in a folder.
         InputError: Results would replace photos or lie among them.
     """
-    several = sum(map(_is_folder, given)) > 1
-    photos: dict[Path, Path] = {}  # where each really is, so that none comes twice: as the user wrote it
-    below: dict[Path, Path] = {}  # the same: what its name is made of
-    for place in given:
+    from tokentm.models.images import is_image_name
+    from tokentm.models.urls import is_url
+
+    places = [place if is_url(place) else Path(place) for place in given]
+    several = sum(not is_image_name(place) if isinstance(place, str) else _is_folder(place) for place in places) > 1
+    photos: dict[str | Path, str | Path] = {}  # where each really is, so that none comes twice: as the user wrote it
+    below: dict[str | Path, Path] = {}  # the same: what its name is made of
+    for place in places:
+        if isinstance(place, str):
+            for url, whence in _photos_below(place, several):
+                photos.setdefault(url, url)
+                below.setdefault(url, whence)
+            continue
         for path in _photos_at(place, results):
             real = path.resolve()
             photos.setdefault(real, path)
             below.setdefault(real, _below(place, path, several))
     named = dict(zip(_distinct(list(below.values())), photos.values(), strict=True))
-    for name, path in named.items():
+    for name, photo in named.items():
         picture, *numbers = (results / f"{name}{suffix}" for suffix in (".png", ".npz", ".json"))
         if picture.resolve() in photos or (os.path.lexists(picture) and not any(map(os.path.lexists, numbers))):
             raise InputError(
-                f"The result of {path} would replace {picture}, which is no earlier result; give another --out."
+                f"The result of {photo} would replace {picture}, which is no earlier result; give another --out."
             )
     return named
+
+
+def _photos_below(url: str, several: bool) -> Iterator[tuple[str, Path]]:
+    """Address of each photo at or below an address, and what its name is made of."""
+    from tokentm.models.images import find_urls, is_image_name
+
+    named = several and not is_image_name(url)
+    for file in find_urls(url):
+        yield file.url, Path(url.rstrip("/").rpartition("/")[2] if named else "") / file.below
 
 
 def _photos_at(place: Path, results: Path) -> list[Path]:

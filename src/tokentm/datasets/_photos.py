@@ -18,6 +18,7 @@ from tokentm._typing import Bool, Int
 from tokentm.datasets.registry import Example
 from tokentm.errors import DatasetError, ImageError, MissingExtraError
 from tokentm.models.images import MAX_PIXELS, find_images, open_image
+from tokentm.models.urls import RemoteFile
 
 __all__ = [
     "ClassMask",
@@ -130,13 +131,13 @@ class Record:
 
     Attributes:
         key: Its name, the same on every machine.
-        photo: The file.
+        photo: The file, here or in an object store.
         label: Index into the data set's class names, or into the model's classes where it has none.
         mask: Where its mask comes from.
     """
 
     key: str
-    photo: Path
+    photo: Path | RemoteFile
     label: int | None = None
     mask: MaskSource | None = None
 
@@ -183,7 +184,7 @@ class PhotoFiles:
             IndexError: There are fewer examples.
         """
         record = self.records[index]
-        photo = open_image(record.photo)
+        photo = open_image(record.photo.url if isinstance(record.photo, RemoteFile) else record.photo)
         if record.mask is None:
             return Example(record.key, photo, record.label)
         mask, valid = record.mask.read()
@@ -232,8 +233,10 @@ def digest(head: Any, rows: Iterable[Any]) -> str:
     return result.hexdigest()
 
 
-def size_of(path: Path) -> int:
+def size_of(path: Path | RemoteFile) -> int:
     """Return the size of a file in bytes, −1 where there is none: its example will say so when it is read."""
+    if isinstance(path, RemoteFile):
+        return path.size
     try:
         return path.stat().st_size
     except OSError:

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from tokentm.datasets._photos import PhotoFiles, Record, existing, photos_in
 from tokentm.datasets.registry import dataset
-from tokentm.errors import DatasetError
-from tokentm.models.images import IMAGE_SUFFIXES
+from tokentm.errors import DatasetError, ImageError
+from tokentm.models.images import IMAGE_SUFFIXES, find_urls
+from tokentm.models.urls import is_url
 
 __all__ = ["open_folder"]
 
@@ -37,7 +38,7 @@ def open_folder(place: str | Path | None = None, *, labels: str | Path | None = 
     the folders right below it. Photos that lie right in the folder, without such a file, have no labels.
 
     Args:
-        place: The folder.
+        place: The folder, or its address in an object store (``s3://…``), where labels are names of folders.
         labels: A JSON file, a map from file to label or a list of pairs, or a CSV file of lines ``file,label``; files
             are named relative to the folder. Labels are names, or numbers that are indices into the model's classes.
 
@@ -45,6 +46,8 @@ def open_folder(place: str | Path | None = None, *, labels: str | Path | None = 
         DatasetError: The folder is missing, holds no photos, is made of splits, or mixes photos with class folders;
             the file of labels cannot be read.
     """
+    if is_url(place):
+        return _remote(str(place), labels)
     root = existing("folder", place, _SOURCE)
     if not root.is_dir():
         raise DatasetError(f"{str(place)!r} is a file; {_SOURCE}.")
@@ -66,6 +69,27 @@ def open_folder(place: str | Path | None = None, *, labels: str | Path | None = 
         )
     index = {class_name: index for index, class_name in enumerate(classes)}
     records = tuple(Record(str(below), photo, index[below.parts[0]]) for photo, below in photos)
+    return PhotoFiles(name, records, classes, has_labels=True)
+
+
+def _remote(url: str, labels: str | Path | None) -> PhotoFiles:
+    """Photos in an object store: the folders right below the address are classes, else there are no labels."""
+    if labels is not None:
+        raise DatasetError(f"A file of labels works with a folder of this machine, not with {url}; leave it out.")
+    try:
+        photos = find_urls(url)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
+    parts = [photo.below.split("/") for photo in photos]
+    flat = [below for below in parts if len(below) == 1]
+    name = f"folder:{url}"
+    if len(flat) == len(parts):
+        return PhotoFiles(name, tuple(Record(photo.below, photo) for photo in photos), None, has_labels=False)
+    if flat:
+        raise DatasetError(f"{url} holds photos ({flat[0][0]}) beside folders of photos; {_SOURCE}.")
+    classes = tuple(sorted({below[0] for below in parts}))
+    index = {class_name: index for index, class_name in enumerate(classes)}
+    records = tuple(Record(photo.below, photo, index[below[0]]) for photo, below in zip(photos, parts, strict=True))
     return PhotoFiles(name, records, classes, has_labels=True)
 
 

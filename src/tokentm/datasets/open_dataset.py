@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from tokentm.datasets.registry import DATASETS, Dataset, DatasetKind
 from tokentm.errors import DatasetError, nearest
+from tokentm.models.urls import is_url
 
 __all__ = ["open_dataset"]
 
@@ -48,6 +49,8 @@ def _kind_and_place(place: str | Path) -> tuple[DatasetKind, str | Path | None]:
         name, colon, rest = place.partition(":")
         if colon and name in DATASETS:
             return DATASETS[name], rest or None
+        if is_url(place):
+            return DATASETS[_PLAIN], place
     path = Path(place).expanduser()
     if os.path.exists(path):  # noqa: PTH110  (Path.exists raises for a name that is too long)
         return _recognised(path), place

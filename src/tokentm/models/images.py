@@ -16,8 +16,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tokentm._typing import UInt8
 from tokentm.errors import ImageError
+from tokentm.models.urls import RemoteFile, find_files, is_url, open_file
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "open_image", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "find_urls", "is_image_name", "open_image", "read_image"]
 
 # Pillow's own limit, 0.25 GiB of RGB: a 50-megapixel photo passes, and a picture with its few working copies
 # fits into a laptop. A 30,000 × 30,000 PNG of one colour is a file of 3 MB and would need 2.7 GB, so the size
@@ -62,7 +63,7 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
       of 255 and as 16 bit beyond; floats as 0..1 up to a maximum of 1 and as 0..255 beyond.
 
     Args:
-        source: Path of an image file, or a Pillow image of any mode, which is left as it is.
+        source: Path or address (``s3://…``) of an image file, or a Pillow image of any mode, which is left as it is.
 
     Returns:
         A new image of mode ``"RGB"``.
@@ -71,20 +72,26 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
         ImageError: No such file, not an image, damaged, empty, more than `MAX_PIXELS` pixels, or with values
             that are no intensities.
     """
+    if isinstance(source, str) and is_url(source):
+        return _decode_file(open_file(source), source)
     if isinstance(source, Image.Image):
         return _decode(source, f"The {source.mode} image given", "load() it before its file is closed")
     path = Path(source)
     _check_is_file(path)
+    return _decode_file(path, str(path))
+
+
+def _decode_file(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        with _open_header(path) as image:
-            return _decode(image, str(path), "download or copy it again")
+        with _open_header(file, name) as image:
+            return _decode(image, name, "download or copy it again")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as fault:
         raise ImageError(
-            f"{path} has more than the {MAX_PIXELS:,} pixels that are read; scale it down first."
+            f"{name} has more than the {MAX_PIXELS:,} pixels that are read; scale it down first."
         ) from fault
     except UnidentifiedImageError as fault:
         raise ImageError(
-            f"{path} is not in an image format that can be read, whatever its name; "
+            f"{name} is not in an image format that can be read, whatever its name; "
             "expected JPEG, PNG, WebP, TIFF, GIF or BMP."
         ) from fault
 
@@ -142,7 +149,7 @@ def find_images(folder: Path) -> list[Path]:
             seen.add(os.path.realpath(parent))
             unseen = {child: os.path.realpath(Path(parent, child)) for child in sorted(children)}
             children[:] = [child for child, real in unseen.items() if not child.startswith(".") and real not in seen]
-            found += [Path(parent, name) for name in names if _is_image_name(name)]
+            found += [Path(parent, name) for name in names if is_image_name(name)]
     except OSError as fault:
         raise ImageError(
             f"{fault.filename or folder} cannot be searched for images ({fault.strerror or fault}); "
@@ -153,7 +160,21 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _is_image_name(name: str) -> bool:
+def find_urls(url: str) -> list[RemoteFile]:
+    """List the image files at and below an address in an object store; see ``find_images``.
+
+    Raises:
+        ImageError: There is no such place, it cannot be searched, or holds no image.
+    """
+    found = find_files(url, IMAGE_SUFFIXES)
+    if not found:
+        raise ImageError(f"{url} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    return found
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file or address is an image by its name; hidden files are none."""
+    name = name.rpartition("/")[2]
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -179,14 +200,14 @@ def _check_is_file(path: Path) -> None:
         raise ImageError(f"{path} is empty (0 bytes); download or copy it again.")
 
 
-def _open_header(path: Path) -> Image.Image:
+def _open_header(file: Path | io.BytesIO, name: str) -> Image.Image:
     """Open without decoding; Pillow's size warning is raised as ``DecompressionBombWarning``."""
     try:
-        return _opened(path)
+        return _opened(file)
     except UnidentifiedImageError:
         raise
     except _DECODER_FAULTS as fault:
-        raise ImageError(f"{path} cannot be opened ({_reason(fault)}); download or copy it again.") from fault
+        raise ImageError(f"{name} cannot be opened ({_reason(fault)}); download or copy it again.") from fault
 
 
 def _opened(source: Path | io.BytesIO, formats: Sequence[str] | None = None) -> Image.Image:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo evaluate test test-slow check lint types format supported-models train-shapes bench clean help
+.PHONY: demo evaluate test test-slow test-ray check lint types format supported-models train-shapes bench clean help
 
 help:
 	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
@@ -12,6 +12,7 @@ help:
 	@echo "make check        lint, types, tests: what CI runs"
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make supported-models  examine every ViT entry of timm, write docs/supported-models.md"
+	@echo "make test-ray     run the tests on a real Ray: two workers, two nodes, kills"
 	@echo "make train-shapes train the bundled model again (up to an hour on two cores)"
 	@echo "make bench        measure memory and cost side by side"
 	@echo "make clean        remove everything that these targets made"
@@ -31,6 +32,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-ray: $(STAMP)
+	$(BIN)/python -m pytest -n 0 -m "slow or not slow" tests/test_engine_ray.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -17,11 +17,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "reports": ("report",),
     "evaluation": ("evaluate",),
     "data sets": ("datasets",),
-    "explain": ("", "_check", "_explain", "explanation", "session", "targets", "interop"),
+    "explain": ("", "_check", "_explain", "explanation", "photos", "session", "targets", "interop"),
     "methods": ("methods",),
     "backward rules": ("backward",),
     "recorder": ("recorder", "taps", "trace"),
     "models": ("models",),
+    "engines": ("engines",),
     "ground": ("render", "files", "registry", "errors", "deadline", "_typing"),
 }
 # Neighbours that lie below, and still are none of this room's business.

@@ -17,10 +17,10 @@ from PIL import Image
 import tokentm
 from tests.support.scenes import METHODS, Scenes, contents, worker
 from tests.support.sentences import assert_one_sentence
+from tokentm.engines.local import LocalEngine
 from tokentm.errors import InputError, OutputError, TokentmError
 from tokentm.evaluate import store as store_module
 from tokentm.evaluate.decoding import seen_mask
-from tokentm.evaluate.local import LocalEngine
 from tokentm.evaluate.protocols._perturb import fill
 from tokentm.evaluate.registry import PROTOCOLS, Batch, Maps, Metric, ProtocolKind
 from tokentm.evaluate.results import Results
@@ -134,7 +134,8 @@ def test_a_cropped_mask_lies_where_the_photo_lies(size: tuple[int, int]) -> None
 
 def test_pixels_outside_the_photo_are_not_valid() -> None:
     transform = ImageTransform(resize=None, crop=(100, 100))
-    read = replace(worker(Scenes(1)), spec=replace(worker(Scenes(1)).spec, transform=transform)).decoder([0])[0]
+    work = worker(Scenes(1))
+    read = replace(work, spec=replace(work.spec, transform=transform)).reader(range(1))
     assert read.valid is not None
     assert int(read.valid.sum()) == 96 * 96
     assert not read.valid[0, 0].any()
@@ -148,6 +149,7 @@ class Stopping:
     """An engine that is interrupted after some images."""
 
     after: int
+    device: str | None = None
 
     def run(self, work: Worker, parts: Sequence[int], tick: Any) -> Iterator[Any]:
         left = self.after

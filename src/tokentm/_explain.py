@@ -12,11 +12,11 @@ from tokentm._typing import Float
 from tokentm.errors import ImageError, InputError
 from tokentm.explanation import Explanation, Source
 from tokentm.methods import METHODS
-from tokentm.models import VisionModel, load_model
+from tokentm.models import ImageTransform, VisionModel, load_model
 from tokentm.session import Answer, Request, run
 from tokentm.targets import Target, resolve_target, with_texts
 
-__all__ = ["Images", "compare", "explain"]
+__all__ = ["Images", "compare", "explain", "explain_batch", "photo_transform"]
 
 Photo = str | Path | Image.Image | Source
 Images = Tensor | Photo | Sequence[Photo]
@@ -112,11 +112,25 @@ def explain_requests(
     done = 0
     for inputs, sources in batches:
         share = target if one_for_all else target[done : done + len(sources)]  # type: ignore[index]
-        answers = run(vision, inputs, share, requests)
-        for place, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-            parts[place].append(as_explanation(vision, inputs, sources, request, answer))
+        for place, explanation in enumerate(explain_batch(vision, inputs, sources, share, requests)):
+            parts[place].append(explanation)
         done += len(sources)
     return [Explanation.concatenate(part) for part in parts]
+
+
+def explain_batch(
+    vision: VisionModel,
+    inputs: Float[Tensor, "b c y x"],
+    sources: tuple[Source, ...],
+    target: Target,
+    requests: Sequence[Request],
+) -> list[Explanation]:
+    """One explanation per request of inputs that were made from ``sources``."""
+    answers = run(vision, inputs, target, requests)
+    return [
+        as_explanation(vision, inputs, sources, request, answer)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
 
 
 def as_explanation(
@@ -147,18 +161,27 @@ def _batches(vision: VisionModel, images: Images, size: int) -> tuple[int, Itera
     photos = [images] if isinstance(images, Photo) else list(images)
     if not photos:
         raise ImageError("Got an empty list of images; give at least one.")
-    transform = vision.transform
-    if transform is None:
-        raise InputError(
-            f"The model {vision.name} does not say how photos become its input; pass a normalised tensor, or "
-            "load_model(model, transform=ImageTransform(...))."
-        )
+    transform = photo_transform(vision)
 
     def prepare(low: int) -> tuple[Tensor, tuple[Source, ...]]:
         sources = tuple(_source(photo, low + offset) for offset, photo in enumerate(photos[low : low + size]))
         return torch.stack([transform(source.photo) for source in sources if source.photo]), sources
 
     return len(photos), (prepare(low) for low in range(0, len(photos), size))
+
+
+def photo_transform(vision: VisionModel) -> ImageTransform:
+    """How photos become the model's input.
+
+    Raises:
+        InputError: Nobody said.
+    """
+    if vision.transform is None:
+        raise InputError(
+            f"The model {vision.name} does not say how photos become its input; pass a normalised tensor, or "
+            "load_model(model, transform=ImageTransform(...))."
+        )
+    return vision.transform
 
 
 def _source(photo: Photo, index: int) -> Source:

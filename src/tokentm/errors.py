@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "ClusterError",
     "DatasetError",
     "HubUnreachableError",
     "ImageError",
@@ -53,6 +54,10 @@ class HubUnreachableError(ModelLoadError):
 
 class MissingExtraError(TokentmError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+class ClusterError(TokentmError, RuntimeError):
+    """A cluster cannot be reached or used, or its workers die."""
 
 
 class OutputError(TokentmError, OSError):

@@ -3,9 +3,9 @@
 import io
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +18,7 @@ from torch import Tensor
 from tokentm import render
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
-from tokentm.files import safe_stem, writable_folder, write_atomically
+from tokentm.files import safe_stem, writable_folder, write_file
 from tokentm.methods import METHODS
 from tokentm.models import VisionModel
 from tokentm.models.images import open_image
@@ -205,16 +205,14 @@ class Explanation:
             OutputError: The folder cannot be written.
         """
         root = writable_folder(Path(folder))
-        written: list[Path] = []
+        return [write_file(root, path, content) for path, content in self.all_files(**drawing)]
+
+    def all_files(self, **drawing: Any) -> Iterator[tuple[Path, bytes]]:
+        """What ``save`` writes: the path below its folder and the content of each file."""
         for row, picture in enumerate(self.overlay(**drawing)):
-            stem = self.stem(root, row)
-            writable_folder(stem.parent)
+            stem = self.stem(Path(), row)
             for suffix, content in self.files(row, picture).items():
-                path = stem.with_name(stem.name + suffix)  # a name may hold dots
-                with write_atomically(path) as temporary:
-                    temporary.write_bytes(content)
-                written.append(path)
-        return written
+                yield stem.with_name(stem.name + suffix), content  # a name may hold dots
 
     def stem(self, folder: str | Path, row: int) -> Path:
         """Path of a row's files in ``folder``, without suffix."""
@@ -240,6 +238,7 @@ class Explanation:
         return {".png": png.getvalue(), ".npz": npz.getvalue(), ".json": manifest.encode(errors="backslashreplace")}
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("tokentm", "torch", "timm", "transformers", "torchvision"):

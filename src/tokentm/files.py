@@ -13,7 +13,7 @@ from typing import Final
 
 from tokentm.errors import OutputError, TokentmError
 
-__all__ = ["safe_stem", "writable_folder", "write_atomically"]
+__all__ = ["safe_stem", "writable_folder", "write_atomically", "write_file"]
 
 # Names that Windows keeps for devices, whatever the suffix: a file "con.png" cannot be created there.
 _RESERVED: Final = frozenset(
@@ -56,6 +56,20 @@ def write_atomically(path: Path, *, fsync: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_file(root: Path, path: Path, content: bytes) -> Path:
+    """Write a file at ``path`` below the folder ``root``, with the folders between; return where it is.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    target = root / path
+    if not target.parent.is_dir():
+        writable_folder(target.parent)
+    with write_atomically(target) as temporary:
+        temporary.write_bytes(content)
+    return target
 
 
 def writable_folder(path: Path) -> Path:

@@ -24,7 +24,7 @@ __all__ = ["compare"]
 
 @command("compare")
 def compare(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO|FOLDER", help="Images, or folders of images.")],
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO|FOLDER", help="Images, or folders of images.")],
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
     methods: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "tokentm,gae,rollout",
     targets: Annotated[

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tokentm.cli._app import EXIT_INTERRUPTED, DebugOption, command, err, out, tell
+from tokentm.cli._engines import AddressOption, EngineOption, GpusOption, WorkersOption, device_of_driver, make_engine
 from tokentm.cli._explain import DEFAULT_MODEL, load
 from tokentm.cli._options import PrecisionOption, whole_number
 from tokentm.errors import DatasetError, InputError
@@ -58,9 +59,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: PrecisionOption = None,
     batch_size: Annotated[int, typer.Option(parser=whole_number(1), metavar="N", help="Images explained at once.")] = 8,
-    workers: Annotated[
-        int | None, typer.Option(parser=whole_number(0), metavar="N", help="Processes that read images.")
-    ] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    gpus_per_worker: GpusOption = None,
+    workers: WorkersOption = None,
     seed: Annotated[int, typer.Option(parser=whole_number(0, 2**32 - 1), metavar="N", help="Of all chance.")] = 0,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
@@ -70,9 +72,12 @@ def evaluate(
         from tokentm.evaluate import check_extra
 
         check_extra()
-        from tokentm.evaluate.local import LocalEngine
+        from tokentm.engines.local import LocalEngine
         from tokentm.evaluate.runner import execute, prepare
 
+        local = LocalEngine(_default_workers() if workers is None else workers)
+        computes = make_engine(engine, address, gpus_per_worker, workers, local, reads=True)
+        device = device_of_driver(engine, device)
         names = _names("--methods", methods)
         wanted = None if protocols is None else _names("--protocols", protocols)
         _check_names(names, wanted, preset, data)
@@ -82,7 +87,7 @@ def evaluate(
             preset=preset, explained=explained, limit=limit, sample=sample, batch_size=batch_size, seed=seed,
         )  # fmt: skip
     with _progress(to) as tick:
-        results = execute(worker, to, tick, LocalEngine(_default_workers() if workers is None else workers))
+        results = execute(worker, to, tick, computes)
     with err.status("Writing the report…"):
         from tokentm.report.evaluation import write_report
 

@@ -1,15 +1,17 @@
 """``tokentm explain PHOTO… | FOLDER``."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokentm.cli._app import EXIT_PARTIAL, DebugOption, command, err, out, tell
+from tokentm.cli._engines import AddressOption, EngineOption, GpusOption, WorkersOption, device_of_driver, make_engine
 from tokentm.cli._options import PrecisionOption, fraction, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError
@@ -17,8 +19,8 @@ from tokentm.errors import ImageError, InputError
 if TYPE_CHECKING:
     import torch
 
-    from tokentm.explanation import Explanation, Source
     from tokentm.models import VisionModel
+    from tokentm.photos import Batch, Row
 
 __all__ = ["DEFAULT_MODEL", "chosen_device", "explain", "load"]
 
@@ -28,7 +30,9 @@ _LISTED = 12  # photos up to which each result gets a line of its own
 
 @command("explain")
 def explain(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO|FOLDER", help="Images, or folders of images.")],
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO|FOLDER", help="Images or folders of images; s3://… and the like, too.")
+    ],
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
     target: Annotated[
         list[str] | None,
@@ -49,6 +53,10 @@ def explain(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: PrecisionOption = None,
     batch_size: Annotated[int, typer.Option(parser=whole_number(1), metavar="N", help="Photos at once.")] = 8,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    gpus_per_worker: GpusOption = None,
+    workers: WorkersOption = None,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """Explain photos: an overlay (PNG), the numbers (NPZ) and a manifest (JSON) for each."""
@@ -58,15 +66,21 @@ def explain(
         import numpy as np
 
         from tokentm.cli._options import parse_options
+        from tokentm.engines.local import LocalEngine, spare_threads
         from tokentm.methods import METHODS
         from tokentm.models.images import open_image
+        from tokentm.photos import PhotoJob, explain_photos
         from tokentm.render import colourise
         from tokentm.session import Request
         from tokentm.targets import with_texts
 
+        computes = make_engine(
+            engine, address, gpus_per_worker, workers, LocalEngine(threads=spare_threads()), reads=False
+        )
+        device = device_of_driver(engine, device)
         chosen = METHODS[method.partition("/")[0]]
         options = parse_options(chosen, settings or [])
-        Request.parse(method, options)  # checks the backward rule that may stand behind the name
+        request = Request.parse(method, options)  # checks the backward rule that may stand behind the name
         if cmap is not None:
             colourise(np.zeros((1, 1), np.float32), cmap)  # an unknown name is told now, not once the model is loaded
         sources = find_photos(photos, to)
@@ -78,113 +92,66 @@ def explain(
             vision = with_texts(wanted, load(model, arch, device, precision))
         if wanted is not None and not chosen.class_specific:
             tell(f"Note: {method} does not depend on the class, so its map is the same for every target.", "yellow")
-        work = _Work(
+        job = PhotoJob(
             vision=vision,
-            sources=sources,
-            arguments={"target": wanted, "method": method, "options": options},
+            photos=tuple(sources.items()),
+            target=wanted,
+            request=request,
             drawing={"opacity": opacity, "cmap": cmap, "full": full},
-            folder=to,
+            batch_size=batch_size,
         )
-        work.run(batch_size)
-        work.report()
+        report = _Report(to, len(sources))
+        report.follow(explain_photos(job, to, computes))
+        report.tell()
 
 
-class _Work:
-    """Streams photos through the model in batches; a photo that cannot be read does not stop the others."""
+class _Report:
+    """What is told once the work is done; a photo that failed does not stop the others."""
 
-    def __init__(
-        self,
-        vision: "VisionModel",
-        sources: dict[str, Path],
-        arguments: dict[str, Any],
-        drawing: dict[str, Any],
-        folder: Path,
-    ) -> None:
-        self._vision = vision
-        self._sources = sources
-        self._arguments = arguments
-        self._drawing = drawing
+    def __init__(self, folder: Path, total: int) -> None:
         self._folder = folder
+        self._total = total
         self._failed: list[ImageError] = []
         self._lines: list[str] = []
         self._done = 0
         self._started = time.perf_counter()
 
-    def run(self, batch_size: int) -> None:
-        """Explain and save everything, with a progress bar."""
-        with _progress() as progress:
-            bar = progress.add_task("Explaining", total=len(self._sources))
-            for batch in _chunks(list(self._sources.items()), batch_size):
-                opened = [source for name, path in batch if (source := self._open(name, path)) is not None]
-                if opened:
-                    self._explain(opened)
-                progress.advance(bar, len(batch))
+    def follow(self, batches: "Generator[Batch, None, None]") -> None:
+        """Take in batches as they get done, with a progress bar."""
+        with _progress() as progress, closing(batches):
+            bar = progress.add_task("Explaining", total=self._total)
+            for batch in batches:
+                self._failed += batch.failures
+                self._done += batch.done
+                if len(self._lines) <= _LISTED:
+                    self._lines += map(self._line, batch.rows)
+                progress.advance(bar, batch.photos)
 
-    def _open(self, name: str, path: Path) -> "Source | None":
-        from tokentm.explanation import Source
+    def _line(self, row: "Row") -> str:
+        # a single prompt has nothing to be compared with
+        score = f"score {row.score:.2f}" if row.alone else f"{row.probability:6.1%}"
+        return f"{score}  {row.class_name}  →  {self._folder / row.stem}.png"
 
-        try:
-            return Source.read(path, name)
-        except ImageError as error:
-            self._failed.append(error)
-            return None
-
-    def _explain(self, opened: "list[Source]") -> None:
-        import torch
-
-        import tokentm
-
-        try:
-            explanation = tokentm.explain(self._vision, opened, batch_size=len(opened), **self._arguments)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"A batch of {len(opened)} does not fit into the memory of {self._vision.device}; "
-                "give a smaller --batch-size, or --device cpu."
-            ) from error
-        except ImageError as error:  # it opens, but cannot be brought to the model's input
-            self._without(opened, error)
-            return
-        explanation.save(self._folder, **self._drawing)
-        self._done += len(opened)
-        if len(self._lines) <= _LISTED:
-            self._lines += self._describe(explanation)
-
-    def _without(self, opened: "list[Source]", error: ImageError) -> None:
-        """Explain a batch one by one, as one of its photos was refused."""
-        if len(opened) == 1:
-            self._failed.append(ImageError(f"{self._sources[opened[0].name]}: {error}"))
-            return
-        for source in opened:
-            self._explain([source])
-
-    def _describe(self, explanation: "Explanation") -> Iterator[str]:
-        for row, name in enumerate(explanation.class_name):
-            score = f"{explanation.probability[row]:6.1%}"
-            if explanation.logits.shape[1] == 1:  # a single prompt has nothing to be compared with
-                score = f"score {float(explanation.logits[row, 0]):.2f}"
-            yield f"{score}  {name}  →  {explanation.stem(self._folder, row)}.png"
-
-    def report(self) -> None:
+    def tell(self) -> None:
         """Say what was done and what failed; exits 1 when some photos failed, 2 when all did."""
-        total = len(self._sources)
-        if total == 1 and self._failed:
+        if self._total == 1 and self._failed:
             raise self._failed[0]
         if self._done:
-            self._summarise(total)
+            self._summarise()
         for error in self._failed:
             tell(f"Not explained: {error}")
         if not self._done:
-            raise InputError(f"None of the {total} images could be explained.")
+            raise InputError(f"None of the {self._total} images could be explained.")
         if self._failed:
             raise typer.Exit(EXIT_PARTIAL)
 
-    def _summarise(self, total: int) -> None:
+    def _summarise(self) -> None:
         if len(self._lines) <= _LISTED:
             for line in self._lines:
                 out.print(line, markup=False, soft_wrap=True)
         seconds = time.perf_counter() - self._started
         out.print(
-            f"Explained {self._done} of {total} image{'s' * (total != 1)} in {seconds:.1f} s "
+            f"Explained {self._done} of {self._total} image{'s' * (self._total != 1)} in {seconds:.1f} s "
             f"({self._done / seconds:.1f} per second); overlays, numbers and manifests are in {self._folder}.",
             markup=False,
             soft_wrap=True,
@@ -212,10 +179,6 @@ def chosen_device(device: str) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Device {device!r} cannot be used here; 'cpu' and 'auto' work.") from error
     return chosen
-
-
-def _chunks(entries: list[tuple[str, Path]], size: int) -> Iterator[list[tuple[str, Path]]]:
-    return (entries[low : low + size] for low in range(0, len(entries), size))
 
 
 def _progress() -> Progress:

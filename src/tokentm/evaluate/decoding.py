@@ -14,7 +14,7 @@ from tokentm.datasets.registry import Dataset, Example
 from tokentm.errors import ImageError, InputError, TokentmError
 from tokentm.models import ImageTransform
 
-__all__ = ["Decoded", "Decoder", "check_transform", "seen_mask"]
+__all__ = ["Decoded", "Decoder", "check_transform", "reason_of", "seen_mask"]
 
 _ROUNDING: Final = 1e-6  # pixels by which the edge of the seen box may miss that of the photo
 
@@ -53,23 +53,19 @@ class Decoded:
 @final
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """Reads batches; a sequence for a ``DataLoader``, sent to its worker processes as it is.
+    """Reads batches; holds no model, so that it can be sent to other processes.
 
     Attributes:
         dataset: The examples.
         transform: From photo to input.
-        batches: Indices of the examples of each batch.
     """
 
     dataset: Dataset
     transform: ImageTransform
-    batches: tuple[range, ...]
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, at: int) -> Decoded:
-        indices = tuple(self.batches[at])
+    def __call__(self, batch: range) -> Decoded:
+        """Read the examples of these indices."""
+        indices = tuple(batch)
         read = [self._read(index) for index in indices]
         good = [found for found in read if isinstance(found, _Seen)]
         with_masks = any(found.mask is not None for found in good)
@@ -88,8 +84,8 @@ class Decoder:
     def _read(self, index: int) -> "_Seen | str":
         try:
             return _see(self.dataset[index], self.transform)
-        except (TokentmError, OSError) as fault:  # this image; the others may still be read
-            return str(fault) or type(fault).__name__
+        except Exception as fault:  # noqa: BLE001  (a data set of anyone's may raise anything; the others are still read)
+            return reason_of(fault)
 
 
 @final
@@ -99,6 +95,13 @@ class _Seen:
     label: int
     mask: Bool[Tensor, "y x"] | None
     valid: Bool[Tensor, "y x"] | None
+
+
+def reason_of(fault: Exception) -> str:
+    """What is noted of an image that failed: our sentence, or the kind of an error that nobody foresaw too."""
+    if isinstance(fault, TokentmError | OSError) and str(fault):
+        return str(fault)
+    return f"{type(fault).__name__}: {fault}" if str(fault) else type(fault).__name__
 
 
 def _has_fixed_size(transform: ImageTransform) -> bool:

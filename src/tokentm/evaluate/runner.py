@@ -12,11 +12,11 @@ from tokentm.datasets.labels import match_labels
 from tokentm.datasets.open_dataset import open_dataset
 from tokentm.datasets.registry import Dataset
 from tokentm.datasets.sample import Sample
+from tokentm.engines.contract import Engine
+from tokentm.engines.local import LocalEngine
 from tokentm.errors import DatasetError, InputError
 from tokentm.evaluate.decoding import check_transform
-from tokentm.evaluate.engine import Engine
 from tokentm.evaluate.gallery import write_gallery
-from tokentm.evaluate.local import LocalEngine
 from tokentm.evaluate.presets import PRESETS, Preset
 from tokentm.evaluate.registry import PROTOCOLS
 from tokentm.evaluate.results import Results
@@ -89,8 +89,10 @@ def evaluate(
         model, dataset, methods, protocols, preset=preset, explained=explained, transform=transform, limit=limit,
         sample=sample, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    folder = Path(out) if out is not None else Path("runs") / worker.spec.manifest()["identity"][:16]
-    return execute(worker, folder, progress, engine or LocalEngine(workers))
+    engine = engine or LocalEngine(workers)
+    spec = worker.spec if engine.device is None else worker.spec.computed_on(engine.device)
+    folder = Path(out) if out is not None else Path("runs") / spec.manifest()["identity"][:16]
+    return execute(worker, folder, progress, engine)
 
 
 def prepare(
@@ -153,6 +155,9 @@ def execute(
     engine: Engine | None = None,
 ) -> Results:
     """Compute the parts that are missing in ``folder``, put all rows into one file and read it; see ``evaluate``."""
+    engine = engine or LocalEngine()
+    if engine.device is not None:
+        worker = replace(worker, spec=worker.spec.computed_on(engine.device))
     spec = worker.spec
     with locked(folder):
         store = RunStore(folder, spec)
@@ -169,7 +174,7 @@ def execute(
         tick(0)
 
         try:
-            for part, rows in (engine or LocalEngine()).run(worker, missing, tick):
+            for part, rows in engine.run(worker, missing, tick):
                 store.write(part, rows)
         except torch.OutOfMemoryError as fault:
             raise InputError(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, final
 
@@ -92,6 +92,10 @@ class RunSpec:
     def methods(self) -> tuple[str, ...]:
         """Names of the methods, as in tables."""
         return tuple(request.name for request in self.requests)
+
+    def computed_on(self, device: str) -> "RunSpec":
+        """The same run on another kind of device."""
+        return replace(self, model=replace(self.model, device=device))
 
     def images_of(self, part: int) -> range:
         """Indices of the images in a part."""

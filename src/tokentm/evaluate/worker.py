@@ -1,4 +1,4 @@
-"""One worker: holds a model and a data set, turns parts of a run into tables."""
+"""The job of a run: holds a model and a data set, turns batches into tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from tokentm.models import VisionModel
 from tokentm.recorder import predict
 from tokentm.session import Request, run
 
-__all__ = ["Worker", "join"]
+__all__ = ["Worker"]
 
 Places = tuple[int, ...]
 
@@ -28,7 +28,7 @@ Places = tuple[int, ...]
 @final
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """Everything that is needed to compute any part of a run.
+    """Everything that is needed to compute any part of a run; the ``Job`` that engines are given.
 
     Attributes:
         spec: What is computed.
@@ -40,18 +40,20 @@ class Worker:
     model: VisionModel
     dataset: Dataset
 
-    def decoder(self, parts: Sequence[int]) -> Decoder:
-        """What reads the batches of ``parts``, in order."""
-        batches = tuple(batch for part in parts for batch in self.spec.batches_of(part))
-        return Decoder(self.dataset, self.spec.transform, batches)
+    def batches_of(self, part: int) -> tuple[range, ...]:
+        """See ``Job``."""
+        return self.spec.batches_of(part)
 
-    def part(self, index: int) -> pa.Table:
-        """Read, explain and measure one part: one row per image × explained class × method."""
-        decoder = self.decoder([index])
-        return join([self.rows(decoder[at]) for at in range(len(decoder))])
+    @property
+    def reader(self) -> Decoder:
+        """See ``Job``."""
+        return Decoder(self.dataset, self.spec.transform)
 
-    def rows(self, read: Decoded) -> pa.Table:
-        """Explain and measure one batch. An image that fails has rows with a reason; the others do not notice."""
+    def compute(self, read: Decoded) -> pa.Table:
+        """Explain and measure one batch: one row per image × explained class × method.
+
+        An image that fails has rows with a reason; the others do not notice.
+        """
         classes = self.spec.model.classes
         labels = [label if label < classes else -1 for label in map(self._label, read.labels)]
         sheet = Sheet(self.spec, read, labels)
@@ -62,15 +64,23 @@ class Worker:
             _Pass(self, sheet, read, labels).run()
         return sheet.table()
 
+    def on(self, device: str) -> "Worker":
+        """See ``Job``."""
+        self.model.module.to(device)
+        return self
+
+    def finish(self, computed: pa.Table) -> pa.Table:
+        """See ``Job``; there is nothing to add."""
+        return computed
+
+    def join(self, finished: Sequence[pa.Table]) -> pa.Table:
+        """One table of several batches; a column that one lacks is empty there."""
+        return pa.concat_tables(finished, promote_options="default").combine_chunks()
+
     def _label(self, label: int) -> int:
         if label < 0 or self.spec.labels is None:
             return label
         return self.spec.labels[label]
-
-
-def join(batches: Sequence[pa.Table]) -> pa.Table:
-    """One table of several batches; a column that one lacks is empty there."""
-    return pa.concat_tables(batches, promote_options="default").combine_chunks()
 
 
 @final

@@ -33,6 +33,7 @@ FORBIDDEN = {
 }
 # Where hooks on models and tensors may be set: all inside one `with` that takes them off again.
 HOOKS_LIVE_IN = {"taps"}
+RAY_LIVES_IN = {"engines/on_ray.py", "engines/shared.py"}
 MOST_LINES = 400
 
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -115,6 +116,19 @@ def global_random_states(file: str, source: str) -> list[str]:  # noqa: ARG001
     return found
 
 
+def rays(file: str, source: str) -> list[str]:
+    """Imports of Ray outside of its engine."""
+    if file in RAY_LIVES_IN:
+        return []
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(str(node.module))
+    return [name for name in found if name.partition(".")[0] == "ray"]
+
+
 def too_long(file: str, source: str) -> list[str]:  # noqa: ARG001
     lines = source.count("\n")
     return [f"{lines} lines"] if lines >= MOST_LINES else []
@@ -125,6 +139,7 @@ RULES = {
     "hooks stay in the taps": hooks,
     "nothing is printed": prints,
     "no global random state is touched": global_random_states,
+    "Ray stays in its engine": rays,
     f"files are shorter than {MOST_LINES} lines": too_long,
 }
 
@@ -158,6 +173,9 @@ VIOLATIONS = {
     "torch's random state": ("no global random state is touched", "methods/rise.py", "torch.rand(3)"),
     "a global seed": ("no global random state is touched", "methods/rise.py", "torch.manual_seed(0)"),
     "numpy's random state": ("no global random state is touched", "methods/rise.py", "np.random.rand(3)"),
+    "Ray elsewhere": ("Ray stays in its engine", "evaluate/runner.py", "def f():\n    import ray.data"),
+    "from Ray": ("Ray stays in its engine", "photos.py", "from ray import put"),
+    "engines import jobs": ("imports point downwards", "engines/local.py", "from tokentm.photos import PhotoJob"),
     "a long file": (f"files are shorter than {MOST_LINES} lines", "render.py", "x = 1\n" * MOST_LINES),
 }
 ALLOWED = {
@@ -166,6 +184,7 @@ ALLOWED = {
     "the package from above": ("imports point downwards", "cli/_app.py", "from tokentm import __version__"),
     "hooks in the taps": ("hooks stay in the taps", "taps.py", "model.register_forward_hook(watch)"),
     "printing by a console": ("nothing is printed", "cli/_app.py", "out.print('done')"),
+    "Ray's engine": ("Ray stays in its engine", "engines/on_ray.py", "import ray"),
     "a generator": ("no global random state is touched", "methods/rise.py", "torch.rand(3, generator=g)"),
     "numpy's generator": ("no global random state is touched", "methods/rise.py", "np.random.default_rng(0)"),
     "the method called random": ("no global random state is touched", "methods/random.py", "def random(): ..."),

@@ -33,7 +33,11 @@ pytestmark = pytest.mark.filterwarnings("default")  # Ray's own warnings are non
 
 on_the_cluster = pytest.mark.usefixtures("cluster")
 STORE = 128 * 2**20
-PATIENT = {"RAY_worker_register_timeout_seconds": "600", "RAY_raylet_start_wait_time_s": "300"}
+PATIENT = {
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_AUTH_MODE": "disabled",
+}
 SCENES = Scenes(14, damaged=(5,))
 
 

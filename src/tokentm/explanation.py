@@ -33,7 +33,7 @@ class Source:
 
     Attributes:
         name: What its files are called, without suffix; may hold folders.
-        photo: The whole picture, upright and RGB; None for a tensor.
+        photo: The whole picture, upright and RGB; None for a tensor, or where it is needed no more.
         file: Name of the file it was read from, if it was.
         size: Width and height of the whole picture where it is not kept itself.
     """
@@ -46,9 +46,10 @@ class Source:
     @classmethod
     def read(cls, photo: str | Path | Image.Image, name: str | None = None) -> "Source":
         """Open a photo; it is named after its file unless ``name`` says otherwise."""
+        opened = open_image(photo)
         if isinstance(photo, Image.Image):
-            return cls(name or "image", open_image(photo))
-        return cls(name or Path(photo).stem, open_image(photo), Path(photo).name)
+            return cls(name or "image", opened, size=opened.size)
+        return cls(name or Path(photo).stem, opened, Path(photo).name, opened.size)
 
 
 @final

@@ -1,7 +1,7 @@
 """Any number of photos explained to files: read, explained, drawn and written at the same time."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -102,7 +102,7 @@ class PhotoJob:
     @property
     def reader(self) -> "_Reader":
         """See ``Job``."""
-        return _Reader(self.photos, photo_transform(self.vision))
+        return _Reader(self.photos, photo_transform(self.vision), bool(self.drawing.get("full")))
 
     def on(self, device: str) -> "PhotoJob":
         """See ``Job``."""
@@ -191,13 +191,16 @@ class _Reader:
 
     photos: tuple[tuple[str, str | Path], ...]
     transform: ImageTransform
+    keeps_photos: bool
 
     def __call__(self, batch: range) -> _Read:
         good, failures = [], []
         for index in batch:
             name, path = self.photos[index]
             try:
-                good.append(_see(name, path, self.transform))
+                source, image = _see(name, path, self.transform)
+                # A dozen batches of whole photos, each tens of megabytes, would wait their turn for their size alone.
+                good.append((source if self.keeps_photos else replace(source, photo=None), image))
             except ImageError as error:
                 failures.append(error)
         return _Read(tuple(source for source, _ in good), tuple(image for _, image in good), tuple(failures))

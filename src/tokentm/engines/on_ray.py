@@ -317,6 +317,11 @@ def _refused(address: str, fault: Exception) -> ClusterError:
     if "ersion" in reason and "mismatch" in reason.lower():
         said = " ".join(str(fault).split())
         return ClusterError(f"The cluster at {address} runs other versions ({said}); install the same on both sides.")
+    if any("AuthToken" in str(cause) for cause in (fault, fault.__cause__)):
+        return ClusterError(
+            f"The Ray cluster at {address!r} asks for a token; set RAY_AUTH_MODE=token, and have its token in "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN."
+        )
     if address == "local":
         return ClusterError(f"Ray could not be started on this machine ({reason}); its logs are below /tmp/ray.")
     remedy = "start one with `ray start --head`, give its --address, or leave --address out to use this machine alone"

@@ -178,8 +178,8 @@ def execute(
                 store.write(part, rows)
         except torch.OutOfMemoryError as fault:
             raise InputError(
-                f"Batches of {spec.batch_size} do not fit into the memory of {worker.model.device}; give a smaller "
-                "batch size and another output folder."
+                f"Batches of {spec.batch_size} do not fit into the memory of {engine.device or worker.model.device}; "
+                "give a smaller batch size and another output folder."
             ) from fault
         store.merge()
         results = Results.read(folder)

@@ -28,9 +28,12 @@ OPTIONS = {
     "no-ffn": TokenTMConfig(ffn=False),
     "no-layer-scale": TokenTMConfig(layer_scale=False),
     "probability": TokenTMConfig(score="probability"),
+    "contribution": TokenTMConfig(readout="contribution"),
+    "attended": TokenTMConfig(readout="attended"),
+    "model-readout": TokenTMConfig(readout="model"),
     "scaled-no-length-no-init": TokenTMConfig(length=False, direction="scaled", init=False),
 }
-ALL_OFF = TokenTMConfig(length=False, direction="none", init=False, ffn=False)
+ALL_OFF = TokenTMConfig(length=False, direction="none", init=False, ffn=False, readout="model")
 
 
 @functools.cache
@@ -186,7 +189,7 @@ BESIDE = {
     ),
     "no centring": ("tokentm.models.anatomy", "eye - 1 / width if norm.centred else eye", "eye"),
     "the pool's plain attention": (TOKENTM, "_attention_step(*trace.last_attention, options)", "trace.start_row"),
-    "an identity beside the pool": (TOKENTM, "row = _attention_step(*", "row = row + _attention_step(*"),
+    "an identity beside the pool": (TOKENTM, "alone = _attention_step(*", "alone = alone + _attention_step(*"),
 }
 WHERE = {
     "timm-eva02": ["ignore the norm's denominator", "ignore the inner norm", "no centring"],
@@ -200,6 +203,38 @@ def test_mutants_of_norms_and_pools_go_red(name: str, mutation: str) -> None:
     with mutant(*BESIDE[mutation]):
         found = relevance(name, "tokentm")
     assert largest_difference(found, expected_tokentm(name, TokenTMConfig())) > 1e-4
+
+
+READOUT_MUTANTS = {
+    "against zero": ("contribution", "patches - patches.mean(1, keepdim=True)", "patches"),
+    "both signs": (
+        "contribution",
+        "gradient[:, trace.num_prefix :]).clamp_min(0)",
+        "gradient[:, trace.num_prefix :]).abs()",
+    ),
+    "shares that do not add up": ("contribution", "even.sum(1, keepdim=True) * contribution", "contribution"),
+    "the identity path stays": ("attended", "row = torch.zeros_like(alone)", "row, alone = alone, alone * 0"),
+    "the identity path is not transformed": ("attended", "row * kept, alone * kept", "row * kept, alone"),
+}
+
+
+@pytest.mark.parametrize("mutation", READOUT_MUTANTS.values(), ids=READOUT_MUTANTS)
+def test_mutants_of_readouts_go_red(mutation: tuple[str, str, str]) -> None:
+    readout, old, new = mutation
+    options = TokenTMConfig(readout=readout)
+    with mutant(TOKENTM, old, new):
+        found = relevance("timm-gap-of-all", "tokentm", options)
+    assert largest_difference(found, expected_tokentm("timm-gap-of-all", options)) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["timm-vit", "timm-deit-distilled", "timm-map-registers"])
+def test_readouts_change_nothing_where_no_patch_is_pooled(name: str) -> None:
+    model, contribution, attended = (
+        relevance(name, "tokentm", TokenTMConfig(readout=readout)) for readout in ("model", "contribution", "attended")
+    )
+    torch.testing.assert_close(contribution, model, rtol=0, atol=0)
+    prefix = explicit(name).prefix
+    torch.testing.assert_close(attended[:, prefix:], model[:, prefix:], rtol=1e-6, atol=0)
 
 
 METHOD_MUTANTS = {

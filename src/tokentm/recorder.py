@@ -81,6 +81,8 @@ class Recording:
         wanted: dict[str, Tensor] = {f"output{i}": call.output for i, call in enumerate(self._calls())}
         if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & signals:
             wanted |= {f"tokens{i}": tokens for i, tokens in self._taken.tokens_in.items()}
+        elif Signal.FINAL_GRAD in signals:
+            wanted[f"tokens{blocks}"] = self._taken.tokens_in[blocks]
         if Signal.IMAGE_GRAD in signals:
             wanted["image"] = self._inputs
         self._taken.bias.reset()
@@ -100,7 +102,7 @@ class Recording:
                 )
                 for i, block in enumerate(template.blocks)
             ),
-            _final_grad=found[f"tokens{blocks}"] if tokens_grad else None,
+            _final_grad=found[f"tokens{blocks}"] if (Signal.TOKENS_GRAD | Signal.FINAL_GRAD) & signals else None,
             _image_grad=found.get("image"),
             _bias_share=self._bias_share(target, score) if Signal.BIAS_SHARE in signals else None,
         )

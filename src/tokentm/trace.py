@@ -29,6 +29,8 @@ class Signal(enum.Flag):
     """Attention output of every block, before the output projection."""
     TOKENS_GRAD = enum.auto()
     """Gradient of the target score at the tokens entering every block and at the final tokens."""
+    FINAL_GRAD = enum.auto()
+    """Gradient of the target score at the final tokens; ``TOKENS_GRAD`` holds it too."""
     IMAGE_GRAD = enum.auto()
     """Gradient of the target score at the pixels."""
     BIAS_SHARE = enum.auto()
@@ -42,7 +44,14 @@ class Signal(enum.Flag):
         return bool(self & _GRADIENTS)
 
 
-_GRADIENTS = Signal.ATTENTION_GRAD | Signal.TOKENS_GRAD | Signal.IMAGE_GRAD | Signal.BIAS_SHARE | Signal.LAYER_GRAD
+_GRADIENTS = (
+    Signal.ATTENTION_GRAD
+    | Signal.TOKENS_GRAD
+    | Signal.FINAL_GRAD
+    | Signal.IMAGE_GRAD
+    | Signal.BIAS_SHARE
+    | Signal.LAYER_GRAD
+)
 
 
 @final
@@ -181,8 +190,8 @@ class Trace:
 
     @property
     def final_grad(self) -> Float[Tensor, "b n w"]:
-        """Gradient at the tokens after the last block; needs ``Signal.TOKENS_GRAD``."""
-        return _recorded(self._final_grad, Signal.TOKENS_GRAD)
+        """Gradient at the tokens after the last block; needs ``Signal.FINAL_GRAD`` or ``TOKENS_GRAD``."""
+        return _recorded(self._final_grad, Signal.FINAL_GRAD)
 
     @property
     def image_grad(self) -> Float[Tensor, "b c y x"]:

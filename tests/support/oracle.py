@@ -50,6 +50,7 @@ class Oracle:
     prefix: int
     pools: list[Gathering] | None = None
     pool_grads: list[list[Tensor]] | None = None  # [image][head] (n,)
+    final: list[tuple[Tensor, Tensor]] | None = None  # per image: final tokens (n, w) and the score's gradient there
 
     def row(self, image: int) -> Tensor:
         return self.readout if self.readout.ndim == 1 else self.readout[image]
@@ -59,7 +60,7 @@ class Oracle:
         model = copy.deepcopy(model).double().eval()
         parts = take_apart(name, model)
         first, arguments = embedded(parts.blocks, model, images.double())
-        steps, grads, logits, pools, pool_grads = [], [], [], [], []
+        steps, grads, logits, pools, pool_grads, final = [], [], [], [], [], []
         for image, cls_index in zip(first, target, strict=True):
             x, trail = image.detach(), []
             for block, given in zip(parts.weights, arguments, strict=True):
@@ -69,7 +70,8 @@ class Oracle:
             out = parts.tail(x[None])[0] if gathering is None else gathering[0]
             value = out[cls_index] if score == "logit" else torch.softmax(out, 0)[cls_index]
             wanted = [a for step in trail for a in step.A] + ([] if gathering is None else gathering[1].A)
-            flat = torch.autograd.grad(value, wanted)
+            *flat, last = torch.autograd.grad(value, [*wanted, x])
+            final.append((x.detach(), last))
             heads = parts.weights[0].heads
             inside = heads * len(trail)
             grads.append([list(flat[i : i + heads]) for i in range(0, inside, heads)])
@@ -79,9 +81,9 @@ class Oracle:
                 pools.append(gathering[1])
                 pool_grads.append(list(flat[inside:]))
         if parts.pool is None:
-            return cls(steps, grads, torch.stack(logits), parts.readout(first.shape[1]), parts.prefix)
+            return cls(steps, grads, torch.stack(logits), parts.readout(first.shape[1]), parts.prefix, final=final)
         rows = torch.stack([(sum(pool.A) / len(pool.A)).detach() for pool in pools])
-        return cls(steps, grads, torch.stack(logits), rows, parts.prefix, pools, pool_grads)
+        return cls(steps, grads, torch.stack(logits), rows, parts.prefix, pools, pool_grads, final)
 
 
 def _gather(x: Tensor, pool: Pool) -> tuple[Tensor, Gathering]:
@@ -208,6 +210,7 @@ def tokentm(
     init: bool = True,
     ffn: bool = True,
     layer_scale: bool = True,
+    readout: str = "model",
     output_bias: bool = False,
     swap: bool = False,
 ) -> Tensor:
@@ -216,6 +219,7 @@ def tokentm(
     for image, (trail, grads) in enumerate(zip(oracle.steps, oracle.grads, strict=True)):
         n = trail[0].E.shape[0]
         C = torch.diag(trail[0].E.norm(dim=1)) if init else torch.eye(n, dtype=torch.float64)
+        alone = C  # the identity path
         for step, grad in zip(trail, grads, strict=True):
             heads = len(step.A)
             U = torch.zeros(n, n, dtype=torch.float64)
@@ -233,7 +237,12 @@ def tokentm(
             if ffn:
                 w = _weight(step.E_mid, step.F, length, direction)
                 C = (torch.eye(n, dtype=torch.float64) + torch.diag(w)) @ C
+                alone = (torch.eye(n, dtype=torch.float64) + torch.diag(w)) @ alone
         row = oracle.row(image)
+        if oracle.pools is None and readout == "contribution":
+            row = _contributing(oracle, image)
+        if oracle.pools is None and readout == "attended":
+            C = C - alone
         if oracle.pools is not None:
             pool, d = oracle.pools[image], oracle.pools[image].V[0].shape[1]
             row = torch.zeros(n, dtype=torch.float64)
@@ -242,6 +251,20 @@ def tokentm(
                 row = row + torch.clamp(g, min=0) * a.detach() * w / len(pool.A)
         rows.append(row @ C)
     return torch.stack(rows).detach()
+
+
+def _contributing(oracle: Oracle, image: int) -> Tensor:
+    """The patches' share of the readout, spread by (E_i − Ē)·∂y/∂E_i where that is positive."""
+    row = oracle.row(image).clone()
+    tokens, gradient = oracle.final[image]
+    patches = range(oracle.prefix, len(row))
+    mean = sum(tokens[i] for i in patches) / len(patches)
+    gains = {i: max(float((tokens[i] - mean) @ gradient[i]), 0.0) for i in patches}
+    share, total = float(row[oracle.prefix :].sum()), sum(gains.values())
+    for i in patches:
+        if total > 0:
+            row[i] = share * gains[i] / total
+    return row
 
 
 def gae(oracle: Oracle) -> Tensor:

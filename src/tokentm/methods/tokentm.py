@@ -27,6 +27,7 @@ Change = tuple[Float[Tensor, "*#b n"], Float[Tensor, "*#b n"], Float[Tensor, "*#
 """Length of each token before a sub-block, of what the sub-block makes of it, and their dot product."""
 
 DIRECTIONS = ("softmax", "scaled", "none")
+READOUTS = ("model", "contribution", "attended")
 
 
 @final
@@ -42,6 +43,10 @@ class TokenTMConfig:
         ffn: Update with the feed-forward sub-blocks too.
         layer_scale: Fold the attention's layer scale into ``Ẽ``; False leaves it out (the paper's models have none).
         score: What is differentiated: the class ``"logit"`` or its softmax ``"probability"``.
+        readout: Where the row vector starts when the head pools patch tokens (class-token heads and attention pools
+            do not depend on it). ``"model"``: every patch as the head weighs it, the mean. ``"contribution"``: the
+            patches' share is spread by what each final token contributes to the score. ``"attended"``: the mean,
+            without the path on which a patch keeps its own relevance and no attention takes part.
     """
 
     length: bool = True
@@ -50,17 +55,20 @@ class TokenTMConfig:
     ffn: bool = True
     layer_scale: bool = True
     score: Literal["logit", "probability"] = "logit"
+    readout: Literal["model", "contribution", "attended"] = "model"
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise InputError(f"direction={self.direction!r} is unknown; {', '.join(map(repr, DIRECTIONS))} work.")
         if self.score not in ("logit", "probability"):
             raise InputError(f"score={self.score!r} is unknown; 'logit' and 'probability' work.")
+        if self.readout not in READOUTS:
+            raise InputError(f"readout={self.readout!r} is unknown; {', '.join(map(repr, READOUTS))} work.")
 
 
 @method(
     "tokentm",
-    signals=Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.TOKENS,
+    signals=Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.TOKENS | Signal.FINAL_GRAD,
     class_specific=True,
     signed=False,
     paper="wu2024",
@@ -75,7 +83,7 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
     the readout row of the last ``C`` is returned, computed as a row vector from the last block to the first.
 
     Args:
-        trace: With ``ATTENTION``, ``ATTENTION_GRAD`` and ``TOKENS``.
+        trace: With ``ATTENTION``, ``ATTENTION_GRAD``, ``TOKENS`` and ``FINAL_GRAD``.
         options: See ``TokenTMConfig``.
 
     Returns:
@@ -83,15 +91,45 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
 
     Departs from the paper: layer scale, which the paper's models lack, is folded into the transformation.
     """
-    row = trace.start_row
+    alone = contributing_row(trace) if options.readout == "contribution" else trace.start_row
     if trace.pool is not None:  # its query is no token: no identity beside its attention
-        row = _attention_step(*trace.last_attention, options)
+        alone = _attention_step(*trace.last_attention, options)
+    # What never met an attention on its way, and what did.
+    row = torch.zeros_like(alone)
     for block in reversed(trace.blocks):
         if options.ffn:
-            row = row * (1 + _ffn_weight(block, options, row.dtype))
-        row = row + _attention_step(block, row, options)
+            kept = 1 + _ffn_weight(block, options, row.dtype)
+            row, alone = row * kept, alone * kept
+        row = row + _attention_step(block, row + alone, options)
+    if options.readout != "attended" or trace.pool is not None:
+        row = row + alone
     if options.init:
         row = row * trace.blocks[0].tokens_in.to(row.dtype).norm(dim=-1)
+    return row
+
+
+def contributing_row(trace: Trace) -> Float[Tensor, "b n"]:
+    """The readout row with the patches' share spread by ``c_i = ((E_i − Ē) · ∂y/∂E_i)⁺`` of the final tokens.
+
+    ``c_i`` is what the score loses, to first order, when final token i becomes the mean patch token ``Ē``. Against
+    zero instead of ``Ē`` it would vanish wherever a norm follows: a norm does not see the length of what it is given.
+
+    Args:
+        trace: With ``TOKENS`` and ``FINAL_GRAD``.
+
+    Returns:
+        Non-negative, (b, n), adding up to what ``trace.readout`` does; prefix tokens keep their shares, and so do the
+        patches of an image in which none contributes.
+    """
+    row = trace.start_row
+    tokens, gradient = trace.final_tokens.to(row.dtype), trace.final_grad.to(row.dtype)
+    patches = tokens[:, trace.num_prefix :]
+    centred = patches - patches.mean(1, keepdim=True)
+    contribution = torch.linalg.vecdot(centred, gradient[:, trace.num_prefix :]).clamp_min(0)
+    total = contribution.sum(1, keepdim=True)
+    even = row[:, trace.num_prefix :]
+    spread = even.sum(1, keepdim=True) * contribution / total.where(total > 0, torch.ones_like(total))
+    row[:, trace.num_prefix :] = spread.where(total > 0, even)
     return row
 
 

@@ -14,7 +14,7 @@ help:
 	@echo "make supported-models  examine every ViT entry of timm, write docs/supported-models.md"
 	@echo "make test-ray     run the tests on a real Ray: two workers, two nodes, kills"
 	@echo "make train-shapes train the bundled model again (up to an hour on two cores)"
-	@echo "make bench        measure memory and cost side by side"
+	@echo "make bench        time and memory beside peers, write docs/benchmarks.md (10 minutes)"
 	@echo "make clean        remove everything that these targets made"
 
 demo: $(STAMP)
@@ -56,8 +56,11 @@ train-shapes: $(STAMP)
 	$(BIN)/python scripts/train_shapes.py train
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/compare_cost.py
+	@$(BIN)/python -c "import captum, pytorch_grad_cam, torchcam" 2>/dev/null || \
+	  if command -v uv >/dev/null 2>&1; then \
+	    uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev,bench]'; \
+	  else $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'; fi
+	$(BIN)/python benchmarks/speed.py --out docs/benchmarks.md
 
 # uv where the machine has it, because it is many times faster; else venv and pip.
 $(STAMP): pyproject.toml constraints.txt

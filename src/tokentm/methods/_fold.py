@@ -4,6 +4,7 @@ Only the readout row of the product of per-block matrices is needed, so no N×N 
 gradient are recomputed for a few query rows at a time and summed at once, exactly.
 """
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ __all__ = ["attention_rows", "weighted_attention", "weighted_gradient", "weighte
 
 # Bytes of one (b, h, rows, n) tile. Three of them live at a time; at this size they stay in the outer cache of
 # ordinary CPUs, and 1,024-pixel inputs with 4,097 tokens need no more memory than small ones.
-_TILE_BYTES = 8 << 20
+_TILE_BYTES = 4 << 20
 
 
 def attention_rows(block: BlockTrace, start: int, stop: int, dtype: torch.dtype) -> Float[Tensor, "b h rows n"]:
@@ -41,6 +42,11 @@ def weighted_attention(block: BlockTrace, row: Float[Tensor, "b m"], *, gradient
     Returns:
         In the dtype of ``row``.
     """
+    if gradient and _kernel_fits(block, row):
+        # Imported here: Triton is there with PyTorch for CUDA only.
+        from tokentm.methods._fold_triton import fused_weighted_attention
+
+        return fused_weighted_attention(block, row)
     values = block.v.to(row.dtype).transpose(-2, -1) if gradient else None
 
     def rows(low: int, high: int) -> Tensor:
@@ -48,6 +54,12 @@ def weighted_attention(block: BlockTrace, row: Float[Tensor, "b m"], *, gradient
         return tile if values is None else tile.mul_(_positive_rows(block.grad, values, low, high))
 
     return weighted_sum(block, row, rows)
+
+
+def _kernel_fits(block: BlockTrace, row: Float[Tensor, "b m"]) -> bool:
+    """Whether the fused kernel is asked for and can take this block: CUDA, no mask, float32 sums, narrow heads."""
+    asked = os.environ.get("TOKENTM_TRITON") == "1"
+    return asked and block.q.is_cuda and block.mask is None and row.dtype == torch.float32 and block.q.shape[-1] <= 128
 
 
 def weighted_gradient(

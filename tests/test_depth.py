@@ -60,12 +60,13 @@ def test_heads_carry_what_the_paths_say(name: str) -> None:
         assert difference(found.pool, pool) < 1e-10
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "timm-gap"])
 def test_the_parts_add_up_to_the_relevance(name: str) -> None:
     trace = traced(name)
     parts = carried(trace)
     total = parts.heads.sum((1, 2)) + parts.kept + (0 if parts.pool is None else parts.pool.sum(1))
     assert difference(total, METHODS["tokentm"](trace)) < 1e-12
+    assert difference(relevance_from_block(trace, "tokentm")[:, 0], total) < 1e-12
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,7 +109,7 @@ MUTANTS = {
     "forget what feed-forwards do below": ("here = here * (1 + _ffn(block, options, trace.dtype))", "here = here"),
     "forget the mean over heads": ("options) / block.v.shape[1]", "options)"),
     "forget the lengths": ("heads.append(parts * here[:, None])", "heads.append(parts)"),
-    "the feed-forward after the attention": ("yield _Step(block, row, heads)", "yield _Step(block, row, heads * 1.01)"),
+    "the feed-forward after the attention": ("trace, options), heads)", "trace, options), heads * 1.01)"),
 }
 MAP_MUTANTS = {
     "lengths of the first block": (
@@ -116,8 +117,8 @@ MAP_MUTANTS = {
         "step.row * _length(trace.blocks[0], trace.dtype)",
     ),
     "maps in the wrong order": ("maps[::-1]", "maps"),
-    "forget the feed-forward": ("row = row * (1 + _ffn(block, options, row.dtype))", "row = row"),
-    "forget the row itself": ("row = row + heads.sum(1)", "row = heads.sum(1)"),
+    "forget the feed-forward": ("kept = 1 + _ffn(block, options, alone.dtype)", "kept = torch.ones_like(alone)"),
+    "forget the row itself": ("moved = moved + heads.sum(1)", "moved = heads.sum(1)"),
 }
 DEPTH_MUTANTS = {
     "lengths after the attention": (

@@ -210,7 +210,7 @@ def tokentm(
     init: bool = True,
     ffn: bool = True,
     layer_scale: bool = True,
-    readout: str = "model",
+    readout: str = "attended",
     output_bias: bool = False,
     swap: bool = False,
 ) -> Tensor:
@@ -242,7 +242,8 @@ def tokentm(
         if oracle.pools is None and readout == "contribution":
             row = _contributing(oracle, image)
         if oracle.pools is None and readout == "attended":
-            C = C - alone
+            own = torch.arange(n) >= oracle.prefix
+            C = C - alone * own
         if oracle.pools is not None:
             pool, d = oracle.pools[image], oracle.pools[image].V[0].shape[1]
             row = torch.zeros(n, dtype=torch.float64)

@@ -17,14 +17,16 @@ from tokentm.methods.tokentm import (
     attention_by_head,
     attention_change,
     cosine,
+    counted,
     ffn_change,
+    readout_row,
     transformation_weight,
 )
 from tokentm.trace import BlockTrace, Trace
 
 __all__ = ["LAYERED", "Carried", "Depth", "carried", "depth", "relevance_from_block"]
 
-_GAE: Final = TokenTMConfig(length=False, direction="none", init=False, ffn=False)
+_GAE: Final = TokenTMConfig(length=False, direction="none", init=False, ffn=False, readout="model")
 
 LAYERED: Final = ("gae", "rollout", "tokentm")
 """Methods that multiply one matrix per block, so that they can begin at any of them."""
@@ -102,7 +104,7 @@ class Carried:
     Attributes:
         heads: Relevance that leaves each token through each head of each block.
         pool: What the heads of the attention pooling read; None without one.
-        kept: What the readout takes from the token itself, which no head has moved.
+        kept: What the readout takes from the token itself, which no head has moved, as far as TokenTM counts it.
     """
 
     heads: Float[Tensor, "b l h n"]
@@ -128,7 +130,7 @@ def carried(trace: Trace, options: TokenTMConfig | None = None) -> Carried:
     for block, parts in zip(trace.blocks, read, strict=True):
         heads.append(parts * here[:, None])
         here = here * (1 + _ffn(block, options, trace.dtype))
-    kept = trace.start_row * here if pool is None else torch.zeros_like(here)
+    kept = counted(readout_row(trace, options) * here, trace, options) if pool is None else torch.zeros_like(here)
     return Carried(torch.stack(heads, 1), None if pool is None else pool * here[:, None], kept)
 
 
@@ -171,12 +173,14 @@ class _Step:
 
 def _steps(trace: Trace, options: TokenTMConfig, pool: Tensor | None) -> Iterator[_Step]:
     """From the last block to the first."""
-    row = trace.start_row if pool is None else pool.sum(1)
+    alone = readout_row(trace, options) if pool is None else pool.sum(1)
+    moved = torch.zeros_like(alone)
     for block in reversed(trace.blocks):
-        row = row * (1 + _ffn(block, options, row.dtype))
-        heads = _mean_by_head(block, row, options)
-        row = row + heads.sum(1)
-        yield _Step(block, row, heads)
+        kept = 1 + _ffn(block, options, alone.dtype)
+        moved, alone = moved * kept, alone * kept
+        heads = _mean_by_head(block, moved + alone, options)
+        moved = moved + heads.sum(1)
+        yield _Step(block, moved + counted(alone, trace, options), heads)
 
 
 def _mean_by_head(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTMConfig) -> Float[Tensor, "b h n"]:

@@ -18,7 +18,9 @@ __all__ = [
     "attention_by_head",
     "attention_change",
     "cosine",
+    "counted",
     "ffn_change",
+    "readout_row",
     "tokentm",
     "transformation_weight",
 ]
@@ -43,10 +45,10 @@ class TokenTMConfig:
         ffn: Update with the feed-forward sub-blocks too.
         layer_scale: Fold the attention's layer scale into ``Ẽ``; False leaves it out (the paper's models have none).
         score: What is differentiated: the class ``"logit"`` or its softmax ``"probability"``.
-        readout: Where the row vector starts when the head pools patch tokens (class-token heads and attention pools
-            do not depend on it). ``"model"``: every patch as the head weighs it, the mean. ``"contribution"``: the
-            patches' share is spread by what each final token contributes to the score. ``"attended"``: the mean,
-            without the path on which a patch keeps its own relevance and no attention takes part.
+        readout: What counts when the head pools patch tokens (class-token heads and attention pools do not depend on
+            it). ``"attended"``: every patch as the head weighs it, the mean, without the path on which a patch keeps
+            its own relevance and no attention takes part. ``"model"``: with that path. ``"contribution"``: with it,
+            the patches' share spread by what each final token contributes to the score.
     """
 
     length: bool = True
@@ -55,7 +57,7 @@ class TokenTMConfig:
     ffn: bool = True
     layer_scale: bool = True
     score: Literal["logit", "probability"] = "logit"
-    readout: Literal["model", "contribution", "attended"] = "model"
+    readout: Literal["model", "contribution", "attended"] = "attended"
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
@@ -89,9 +91,10 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
     Returns:
         Non-negative, (b, n), in units of token length (dimensionless with ``init=False``).
 
-    Departs from the paper: layer scale, which the paper's models lack, is folded into the transformation.
+    Departs from the paper: layer scale, which the paper's models lack, is folded into the transformation; for heads
+    that pool patches, which it does not treat, see ``TokenTMConfig.readout``.
     """
-    alone = contributing_row(trace) if options.readout == "contribution" else trace.start_row
+    alone = readout_row(trace, options)
     if trace.pool is not None:  # its query is no token: no identity beside its attention
         alone = _attention_step(*trace.last_attention, options)
     # What never met an attention on its way, and what did.
@@ -101,11 +104,23 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
             kept = 1 + _ffn_weight(block, options, row.dtype)
             row, alone = row * kept, alone * kept
         row = row + _attention_step(block, row + alone, options)
-    if options.readout != "attended" or trace.pool is not None:
-        row = row + alone
+    row = row + counted(alone, trace, options)
     if options.init:
         row = row * trace.blocks[0].tokens_in.to(row.dtype).norm(dim=-1)
     return row
+
+
+def readout_row(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
+    """Where the row vector starts, where no attention pooling follows the blocks."""
+    return contributing_row(trace) if options.readout == "contribution" else trace.start_row
+
+
+def counted(alone: Float[Tensor, "b n"], trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
+    """What counts of the relevance that met no attention in the blocks: of pooled patches nothing when ``attended``."""
+    if options.readout != "attended" or trace.pool is not None:
+        return alone
+    prefix = torch.arange(alone.shape[1], device=alone.device) < trace.num_prefix
+    return alone * prefix
 
 
 def contributing_row(trace: Trace) -> Float[Tensor, "b n"]:

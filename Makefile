@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo evaluate test test-slow test-ray check lint types format supported-models train-shapes bench clean help
+.PHONY: demo evaluate test test-slow test-ray check lint types format supported-models train-shapes bench clean help \
+        prose dead-code docs release-check minimum-check mutation
 
 help:
 	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
 	@echo "make evaluate     measure eight methods on 500 scenes, write out/evaluate-shapes/report.html"
 	@echo "make test         run the tests"
-	@echo "make check        lint, types, tests: what CI runs"
+	@echo "make check        lint, types, spelling, dead code, site, tests: what CI runs"
+	@echo "make docs         build the site strictly into build/site"
+	@echo "make release-check  build, check and install wheel and source archive in an empty environment"
+	@echo "make minimum-check  install and run with the lowest versions that pyproject.toml allows"
+	@echo "make mutation     change methods and metrics in every small way; the tests must notice (hours)"
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make supported-models  examine every ViT entry of timm, write docs/supported-models.md"
 	@echo "make test-ray     run the tests on a real Ray: two workers, two nodes, kills"
@@ -43,7 +48,48 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test
+# Words, and code that nothing reaches: what is listed in .vulture.py is reached by a framework.
+prose: $(STAMP)
+	$(BIN)/codespell
+
+dead-code: $(STAMP)
+	$(BIN)/vulture
+
+# Only the search index and the pages themselves: no other host is asked for anything.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+check: lint types prose dead-code docs test
+
+# The wheel is built from the source archive, so that both are tried; then installed where nothing else is.
+release-check: $(STAMP)
+	rm -rf dist build/empty && mkdir -p build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python scripts/check_dist.py dist
+	$(call environment,build/empty,--constraints constraints.txt dist/*.whl)
+	cd build && empty/bin/tokentm --version && empty/bin/tokentm demo --out empty/demo.png && empty/bin/tokentm methods >/dev/null
+
+# The lowest versions of what pyproject.toml names, with what those ask for; needs uv, which alone can choose them.
+minimum-check: $(STAMP)
+	rm -rf build/minimum && mkdir -p build
+	uv venv --quiet --python $(PYTHON) build/minimum
+	uv pip install --quiet --python build/minimum/bin/python --resolution lowest-direct '.[hf,clip,evaluate]'
+	cd build && minimum/bin/tokentm demo --out minimum/demo.png && minimum/bin/tokentm evaluate shapes:4 --limit 4 \
+	  --model shapes --methods tokentm,random --protocols segmentation,perturbation --out minimum/run
+	build/minimum/bin/python scripts/smoke.py
+
+mutation: $(STAMP)
+	nice -n 19 $(BIN)/python scripts/mutation.py --out out/mutation.json
+
+# $(1): folder of a new environment; $(2): what is installed there.
+define environment
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --python $(PYTHON) $(1) && uv pip install --quiet --python $(1)/bin/python $(2); \
+	else \
+	  $(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2); \
+	fi
+endef
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -146,10 +146,6 @@ def custom_clip(**vision: Any) -> nn.Module:
     return CustomTextCLIP(20, {**shared, **vision}, text).eval()
 
 
-def timm_tower(name: str, pool: str) -> nn.Module:
-    return custom_clip(timm_model_name=name, timm_pool=pool, timm_proj="linear")
-
-
 @pytest.mark.parametrize(
     ("name", "pool", "family"),
     [("test_vit3", "map", "open_clip with timm ViT"), ("test_vit", "token", "open_clip with timm ViT")],

@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .PHONY: demo evaluate test test-slow test-ray check lint types format supported-models train-shapes bench clean help \
-        prose dead-code docs release-check minimum-check mutation
+        prose dead-code docs release-check minimum-check
 
 help:
 	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
@@ -14,7 +14,6 @@ help:
 	@echo "make docs         build the site strictly into build/site"
 	@echo "make release-check  build, check and install wheel and source archive in an empty environment"
 	@echo "make minimum-check  install and run with the lowest versions that pyproject.toml allows"
-	@echo "make mutation     change methods and metrics in every small way; the tests must notice (hours)"
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make supported-models  examine every ViT entry of timm, write docs/supported-models.md"
 	@echo "make test-ray     run the tests on a real Ray: two workers, two nodes, kills"
@@ -78,9 +77,6 @@ minimum-check: $(STAMP)
 	cd build && minimum/bin/tokentm demo --out minimum/demo.png && minimum/bin/tokentm evaluate shapes:4 --limit 4 \
 	  --model shapes --methods tokentm,random --protocols segmentation,perturbation --out minimum/run
 	build/minimum/bin/python scripts/smoke.py
-
-mutation: $(STAMP)
-	nice -n 19 $(BIN)/python scripts/mutation.py --out out/mutation.json
 
 # $(1): folder of a new environment; $(2): what is installed there.
 define environment

@@ -78,6 +78,13 @@ def attempt(server: ForkServer, specimen: Specimen, model: Path, case: int, fold
     return outcome
 
 
+def undamaged(server: ForkServer, specimen: Specimen, model: Path, folder: Path) -> Done:
+    shutil.copytree(specimen.folder, folder)
+    done = server.run([str(model) if word == "MODEL" else word for word in specimen.typed], folder)
+    shutil.rmtree(folder)
+    return done
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
@@ -93,12 +100,8 @@ def server(place: Path) -> Iterator[ForkServer]:
 def test_no_damaged_file_gives_a_traceback(place: Path, server: ForkServer) -> None:
     model = save_classifier(place / "classifier")
     kinds = corpus(place / "good")
-    for specimen in kinds:
-        shutil.copytree(specimen.folder, place / "whole")
-        typed = [str(model) if word == "MODEL" else word for word in specimen.typed]
-        done = server.run(typed, place / "whole")
-        shutil.rmtree(place / "whole")
-        assert done.code == 0, (specimen.name, done)
+    whole = {specimen.name: undamaged(server, specimen, model, place / "whole") for specimen in kinds}
+    assert {name: done for name, done in whole.items() if done.code != 0} == {}
     outcomes = [attempt(server, kinds[case % len(kinds)], model, case, place / "case") for case in range(CASES)]
     codes = Counter(outcome.done.code for outcome in outcomes)
     print(f"{len(outcomes)} files: {codes[2]} refused, {codes[0]} read, {codes[1]} in part")  # noqa: T201

@@ -32,7 +32,7 @@ class ForkServer:
         self._to = to
         self._back = back
 
-    def run(self, arguments: Sequence[str | Path], folder: Path, timeout: float = 120) -> Done:
+    def run(self, arguments: Sequence[str | Path], folder: Path, timeout: float = 300) -> Done:
         """Run ``tokentm`` with ``arguments`` in ``folder``; a negative exit code is the signal that ended it."""
         return self._ask(arguments, folder, timeout, script=None)
 
@@ -66,7 +66,7 @@ def fork_server(home: Path) -> Iterator[ForkServer]:
         yield ForkServer(process.stdin, process.stdout)
     finally:
         process.stdin.close()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         process.stdout.close()
 
 

@@ -125,13 +125,14 @@ def _cifar(root: Path) -> Kinds:
     from tests.support.cifar import batches, packed, tree
 
     batches(root / "cifar" / "cifar-10-batches-py")
-    yield "cifar", _evaluate("cifar10:."), [f"cifar-10-batches-py/{name}" for name in ("batches.meta", "test_batch")]
+    files = [f"cifar-10-batches-py/{name}" for name in ("batches.meta", "test_batch")]
+    yield "cifar", _evaluate("cifar:cifar-10-batches-py"), files
     (root / "cifar-packed").mkdir()
     packed(root / "cifar" / "cifar-10-batches-py", root / "cifar-packed" / "cifar-10-python.tar.gz")
-    yield "cifar-packed", _evaluate("cifar10:cifar-10-python.tar.gz"), ["cifar-10-python.tar.gz"]
+    yield "cifar-packed", _evaluate("cifar:cifar-10-python.tar.gz"), ["cifar-10-python.tar.gz"]
     (root / "cifar-tree").mkdir()
     tree(root / "cifar-tree" / "cifar10_jpeg.tar.xz")
-    yield "cifar-tree", _evaluate("cifar10:cifar10_jpeg.tar.xz"), ["cifar10_jpeg.tar.xz"]
+    yield "cifar-tree", _evaluate("cifar:cifar10_jpeg.tar.xz"), ["cifar10_jpeg.tar.xz"]
 
 
 def _coco(root: Path) -> Kinds:
@@ -186,10 +187,10 @@ def _huggingface(root: Path) -> Kinds:
     made = table(datasets, masks=True)
     (root / "parquet").mkdir()
     made.to_parquet(str(root / "parquet" / "table.parquet"))
-    yield "parquet", _evaluate("hf:table.parquet"), ["table.parquet"]
+    yield "parquet", _evaluate("hf-dataset:."), ["table.parquet"]
     made.save_to_disk(str(root / "arrow" / "saved"))
     files = sorted(str(path.relative_to(root / "arrow")) for path in (root / "arrow").rglob("*") if path.is_file())
-    yield "arrow", _evaluate("hf:saved"), files
+    yield "arrow", _evaluate("hf-dataset:saved"), files
 
 
 def _run(root: Path) -> Kinds:

@@ -75,7 +75,10 @@ class Results:
                 f"{folder} holds a run that is not finished; run the same `tokentm evaluate` again to go on with it."
             ) from fault
         shape = (-1, len(manifest["explained"]), len(manifest["methods"]))
-        return cls(root, manifest, {name: _array(table[name], shape) for name in names})
+        try:
+            return cls(root, manifest, {name: _array(table[name], shape) for name in names})
+        except (ValueError, pa.ArrowException) as fault:
+            raise InputError(f"{path} is damaged; run the same `tokentm evaluate` again to write it anew.") from fault
 
     def __len__(self) -> int:
         """Number of images, good and bad."""

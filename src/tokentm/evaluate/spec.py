@@ -13,7 +13,7 @@ import torch
 from tokentm.models import ImageTransform, VisionModel
 from tokentm.session import Request
 
-__all__ = ["EXPLAINED", "ModelSpec", "RunSpec", "differences", "versions"]
+__all__ = ["EXPLAINED", "ModelSpec", "RunSpec", "differences", "identity", "versions"]
 
 EXPLAINED: Final = ("predicted", "target")
 _FORMAT: Final = 1  # of the files in a run; another one is another run
@@ -137,7 +137,7 @@ class RunSpec:
             "versions": versions(),
         }
         plain: dict[str, Any] = json.loads(json.dumps(document))  # tuples become lists, as when it is read again
-        return {"identity": _identity(plain), **plain}
+        return {"identity": identity(plain), **plain}
 
 
 def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -172,7 +172,8 @@ def _weights_digest(model: VisionModel) -> str:
     return digest.hexdigest()
 
 
-def _identity(document: Mapping[str, Any]) -> str:
+def identity(document: Mapping[str, Any]) -> str:
+    """Hex digest of a manifest without its own ``identity``."""
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

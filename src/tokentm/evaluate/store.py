@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from tokentm.errors import InputError
-from tokentm.evaluate.spec import RunSpec, differences
+from tokentm.evaluate.spec import RunSpec, differences, identity
 from tokentm.files import writable_folder, write_atomically
 
 __all__ = ["MANIFEST", "RESULTS", "RunStore", "locked", "read_manifest"]
@@ -145,6 +145,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no run that can be read; give the folder of `tokentm evaluate`.") from fault
     if not isinstance(found, dict) or "identity" not in found:
         raise InputError(f"{folder / MANIFEST} is no manifest of a run; give the folder of `tokentm evaluate`.")
+    # What a run says about itself is used without further checks, so it must be what was written.
+    if found["identity"] != identity({name: value for name, value in found.items() if name != "identity"}):
+        raise InputError(f"{folder / MANIFEST} has been changed since the run; run `tokentm evaluate` again elsewhere.")
     return found
 
 

@@ -18,13 +18,18 @@ from tokentm.errors import ModelLoadError
 
 __all__ = ["LOAD_FAILURES", "and_more", "read_json", "read_weights", "reason"]
 
-# What model libraries raise for a broken or absent file; anything else is a bug and may surface as one.
+# What model libraries raise for a broken or absent file: they let the first fault through, whichever a configuration
+# with a text where a number should be, or a size of -1, runs into. Anything else is a bug and may surface as one.
 LOAD_FAILURES: tuple[type[Exception], ...] = (
     OSError,
     RuntimeError,
     ValueError,
     LookupError,
     TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
     EOFError,
     pickle.UnpicklingError,
     SafetensorError,
@@ -53,7 +58,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise ModelLoadError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
     plain = dict(state)
     consume_prefix_in_state_dict_if_present(plain, "module.")  # saved from inside nn.DataParallel

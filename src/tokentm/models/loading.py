@@ -159,11 +159,13 @@ def _from_timm_folder(folder: Path) -> VisionModel:
         raise ModelLoadError(f"The folder '{folder}' has config.json but no model.safetensors beside it.")
     try:
         with quiet():
+            # Files may keep float16 to stay small; timm builds the model in float32 and copies into it.
             module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+            return _described_timm(module, folder.name)
+    except TokentmError:
+        raise
     except LOAD_FAILURES as error:
         raise ModelLoadError(f"The folder '{folder}' does not hold a timm model: {reason(error)}.") from error
-    # Files may keep float16 to stay small; timm builds the model in float32 and copies into it.
-    return _described_timm(module, folder.name)
 
 
 def _described_timm(module: Any, name: str) -> VisionModel:
@@ -174,7 +176,17 @@ def _described_timm(module: Any, name: str) -> VisionModel:
             f"The configuration of {name!r} asks for {module.num_classes} classes and its weights have {published}, so "
             "the head would stay random; make num_classes the same everywhere in config.json."
         )
-    return describe(module.eval(), name=name)
+    return _with_texts_as_names(describe(module.eval(), name=name))
+
+
+def _with_texts_as_names(model: VisionModel) -> VisionModel:
+    names: tuple[Any, ...] = model.class_names or ()
+    strange = [name for name in names if not isinstance(name, str)]
+    if strange:
+        raise ModelLoadError(
+            f"The configuration of {model.name!r} names a class {strange[0]!r}; expected a text for each class."
+        )
+    return model
 
 
 def _from_hub(repository: str) -> VisionModel:
@@ -199,7 +211,8 @@ def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> Vis
         raise MissingExtraError(
             f"{name} is a transformers model and transformers is not installed; pip install 'tokentm[hf]'."
         ) from error
-    if set(config.get("architectures") or ()) & {"CLIPModel", "MetaClip2Model", "SiglipModel"}:
+    kinds = config.get("architectures")
+    if isinstance(kinds, list) and any(kind in ("CLIPModel", "MetaClip2Model", "SiglipModel") for kind in kinds):
         from tokentm.models._image_text_loading import from_transformers
 
         with quiet():
@@ -213,8 +226,9 @@ def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> Vis
                 source, attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=True, **safely
             )
             _check_complete(source, info)
-            model = describe(module.eval(), name=name)
+            model = _with_texts_as_names(describe(module.eval(), name=name))
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", **safely).to_dict()
+            return replace(model, transform=ImageTransform.from_processor(processor))
     except TokentmError:
         raise
     except LOAD_FAILURES as error:
@@ -223,7 +237,6 @@ def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> Vis
         raise ModelLoadError(
             f"The folder '{source}' does not hold a transformers classifier with its image processor: {reason(error)}."
         ) from error
-    return replace(model, transform=ImageTransform.from_processor(processor))
 
 
 def _check_complete(source: str, info: Mapping[str, Any]) -> None:
@@ -268,10 +281,10 @@ def _from_weight_file(path: Path, arch: str | None) -> VisionModel:
     head = next((state[key] for key in ("head.weight", "head.fc.weight") if key in state), None)
     if head is None or head.ndim != 2:
         raise ModelLoadError(f"'{path}' has no head.weight, so it is no timm classifier.")
-    module = timm.create_model(arch, pretrained=False, num_classes=head.shape[0])
     try:
+        module = timm.create_model(arch, pretrained=False, num_classes=head.shape[0])
         module.load_state_dict(state)
-    except RuntimeError as error:
+    except LOAD_FAILURES as error:
         raise ModelLoadError(f"'{path}' does not fit {arch}: {reason(error)}.") from error
     return describe(module.eval(), name=path.stem)
 

@@ -14,6 +14,7 @@ import tokentm
 NEEDED = (
     "tokentm/__init__.py",
     "tokentm/py.typed",
+    "tokentm/datasets/cifar10_examples/cat.png",
     "tokentm/models/weights/shapes/config.json",
     "tokentm/models/weights/shapes/model.safetensors",
     "tokentm/models/weights/shapes/MODEL_CARD.md",

@@ -14,7 +14,6 @@ from tokentm.models import describe
 from tokentm.session import Recordings, Request, run
 
 FRACTIONS = (0.0, 0.5, 0.9)
-ONE, HALF = np.array([1.0, 0.0, 0.0]), np.array([1.0, 0.5, 0.5])
 
 
 def figures(most: list[float], least: list[float], random: list[list[float]]) -> tuple[float, float, int, int]:

@@ -136,8 +136,7 @@ def _questions(desk: Desk) -> dict[str, Callable[..., Any]]:
     ) -> dict[str, Any]:
         """Maps of several methods for one or two classes."""
         names = ["tokentm", "gae", "rollout"] if methods is None else methods
-        classes = [_target(one) for one in targets or [None]]
-        return _told(lambda: desk.compare(photo, model, classes, names))
+        return _told(lambda: desk.compare(photo, model, [_target(one) for one in targets or [None]], names))
 
     def tokens(photo: str, model: str = _FIRST, target: Target = None, backward: str = "plain") -> dict[str, Any]:
         """TokenTM taken apart: length, direction and weights of every token through depth, and what heads carry."""
@@ -180,7 +179,7 @@ def _told(answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _target(given: Any) -> Target:
     if given is None or (isinstance(given, int | str) and not isinstance(given, bool)):
         return None if given == "" else given
-    raise gr.Error(f"The class {str(given)[:40]!r} is neither an index nor a name.", print_exception=False)
+    raise InputError(f"The class {str(given)[:40]!r} is neither an index nor a name.")
 
 
 def _setup(models: Models, limits: Limits) -> dict[str, Any]:

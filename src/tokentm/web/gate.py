@@ -21,6 +21,7 @@ _ROUTES: Final = re.compile(
     r"|/gradio_api/call/(v2/)?\w+(/\w+)?/?"
     r"|/gradio_api/(queue/(join|data|status)|heartbeat/\w+|cancel|reset)/?"
 )
+_PATIENCE: Final = 8
 _POLICY: Final = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; object-src 'none'; "
@@ -55,7 +56,7 @@ class Gate:
         elif not _ROUTES.fullmatch(path := _path(scope)) or ".." in path:
             await _refuse(send, 404, "There is nothing here.")
         elif self._declared(scope) > self._most:
-            await _refuse(send, 413, self._too_large())
+            await self._turn_away(receive, send, self._most)
         else:
             await self._pass(scope, receive, send)
 
@@ -73,7 +74,7 @@ class Gate:
             parts.append(message.get("body", b""))
             total += len(parts[-1])
             if total > self._most:
-                await _refuse(send, 413, self._too_large())
+                await self._turn_away(receive, send, total)
                 return
             more = message.get("more_body", False)
         given = iter([{"type": "http.request", "body": b"".join(parts), "more_body": False}])
@@ -82,6 +83,18 @@ class Gate:
             return next(given, None) or await receive()
 
         await self._app(scope, again, self._with_headers(send))
+
+    async def _turn_away(self, receive: Receive, send: Send, seen: int) -> None:
+        """Say that the body is too large; a client that is still sending would not hear it, so its rest is read away.
+
+        Not for ever: after a few times the limit the connection is closed on it.
+        """
+        while seen <= _PATIENCE * self._most:
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
+        await _refuse(send, 413, self._too_large())
 
     def _with_headers(self, send: Send) -> Send:
         async def sent(message: Message) -> None:

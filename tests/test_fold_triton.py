@@ -20,9 +20,10 @@ CASE = textwrap.dedent(
     from tokentm.trace import BlockTrace
 
     def block(dtype, rows, tokens, width, device):
-        draw = lambda n: torch.randn(2, 3, n, width, generator=torch.Generator().manual_seed(n)).to(device, dtype)
-        return BlockTrace(q=draw(rows) * 3, k=draw(tokens) * 2, v=draw(tokens), scale=width**-0.5, mask=None,
-                          proj_weight=torch.eye(3 * width), layer_scale=None, _grad=draw(rows) - 0.1)
+        generator = torch.Generator().manual_seed(rows)
+        draw = lambda n: torch.randn(2, 3, n, width, generator=generator).to(device, dtype)
+        return BlockTrace(q=draw(rows), k=draw(tokens) * 2, v=draw(tokens), scale=width**-0.5, mask=None,
+                          proj_weight=torch.eye(3 * width), layer_scale=None, _grad=draw(rows))
 
     def differs(dtype, rows, tokens, width, device="cpu"):
         one = block(dtype, rows, tokens, width, device)

@@ -52,13 +52,13 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
         with torch.enable_grad():
-            parts = (part.detach().requires_grad_() for part in (q, k, v))
-            return F.scaled_dot_product_attention(*parts, scale=scale).data
+            q, k, v = (part.detach().requires_grad_() for part in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, v, scale=scale).data
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        saved = ctx.saved_tensors
-        found = _attention_gradients(grad, *saved, ctx.scale)
+        q, k, v = saved = ctx.saved_tensors
+        found = _attention_gradients(grad, q, k, v, ctx.scale)
         to_q, to_k, to_v = (part.to(own.dtype) for part, own in zip(found, saved, strict=True))
         return to_q, to_k, to_v, None
 

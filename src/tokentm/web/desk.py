@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 
@@ -18,7 +18,6 @@ from tokentm.methods._depth import LAYERED, carried, depth, relevance_from_block
 from tokentm.models import VisionModel
 from tokentm.session import Recordings, Request, run
 from tokentm.targets import resolve_target, with_texts
-from tokentm.trace import Signal
 from tokentm.web import pack
 from tokentm.web.held import Held, Photo
 from tokentm.web.limits import Limits
@@ -28,7 +27,6 @@ from tokentm.web.photos import HELD, as_data_url, read_photo
 __all__ = ["Desk"]
 
 Target = int | str | None
-_TOKENS: Final = Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.TOKENS
 
 
 @final
@@ -101,9 +99,9 @@ class Desk:
         """TokenTM taken apart: every token's length, direction and weights through depth, and which heads carry it."""
         request, start = Request.parse("tokentm", backward=rule), time.perf_counter()
         with self._asked(photo, model, target) as asked:
-            logits = asked.photo.recordings.under(request.backward, _TOKENS).logits
+            logits = asked.photo.recordings.under(request.backward, request.method.signals).logits
             chosen = resolve_target(target, logits, asked.vision)[:, 0]
-            trace = asked.photo.recordings.trace(chosen, request.backward, _TOKENS)
+            trace = asked.photo.recordings.trace(chosen, request.backward, request.method.signals)
             with torch.no_grad():
                 found, parts = depth(trace), carried(trace)
                 relevance = request.method(trace, request.options)

@@ -30,7 +30,7 @@ class Shared:
     """
 
     body: bytes
-    buffers: tuple[UInt8[np.ndarray, "n"], ...]
+    buffers: tuple[UInt8[np.ndarray, "_"], ...]
 
     @property
     def nbytes(self) -> int:

@@ -150,7 +150,7 @@ def test_memory_of_the_store_is_bounded_by_what_is_under_way(tmp_path: Path) -> 
 
 @on_the_cluster
 def test_no_gpu_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"--gpus-per-worker 1 asks for a GPU, and no node .* 2 CPUs and 0 GPUs"):
+    with pytest.raises(ClusterError, match=r"--gpus-per-worker 1 asks for a GPU, and no node .*\(2 CPUs and 0 GPUs"):
         execute(worker(Scenes(2)), tmp_path, engine=RayEngine(gpus_per_worker=1.0))
 
 

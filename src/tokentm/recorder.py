@@ -148,7 +148,6 @@ def record(
             inputs = inputs.clone().requires_grad_(Signal.IMAGE_GRAD in signals)
         # The rule goes around the tap: what the tap computes itself must pass under the rule too.
         with rule() as active, attached(model.module, anatomy, taken):
-            taken.few_rows = active is None and signals.needs_backward and anatomy.reads_prefix_only
             output = anatomy.logits(model.module(inputs))
             taken.bias.active, taken.closed = False, True
             if Signal.LAYER_GRAD in signals:

@@ -233,11 +233,6 @@ class Anatomy:
     positions: tuple[str, ...] = ()
     thawed: tuple[Tensor, ...] = ()
 
-    @property
-    def reads_prefix_only(self) -> bool:
-        """Whether no patch token reaches the head by itself: most rows of the gradient there are then zero."""
-        return self.pool is None and not self.readout.uniform and self.readout.patches == 0
-
     def check_images(self, channels: int, height: int, width: int) -> None:
         """Raise ``ImageError`` for images that the model refuses, or whose edge its patch grid would cut off or pad."""
         if channels != self.channels:

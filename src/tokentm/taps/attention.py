@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import Anatomy
-from tokentm.taps.rows import attention_of_rows, linear_of_rows
 from tokentm.taps.subset import subset_mask
 from tokentm.taps.taken import AttentionCall, Taken
 
@@ -49,18 +48,9 @@ class AttentionTap(TorchFunctionMode):
             result = F.linear(input, weight.detach().requires_grad_(), bias)
             result = result if input.requires_grad else result.detach()
         else:
-            # In front of the last attention the gradient is dense again: through keys and values it reaches all tokens.
-            behind = self._taken.attention[len(self._anatomy.blocks) - 1] is not None
-            few = self._few_rows and behind and input.requires_grad and input.ndim > 2 and not weight.requires_grad
-            result = (linear_of_rows if few else F.linear)(input, weight, bias)
+            result = F.linear(input, weight, bias)
         self._taken.bias.watch(result, bias)
         return result
-
-    @property
-    def _few_rows(self) -> bool:
-        """Whether the last block is running and its gradient will be that of few tokens."""
-        taken = self._taken
-        return taken.few_rows and not taken.closed and len(taken.tokens_in) == len(self._anatomy.blocks)
 
     def _attend(
         self,
@@ -82,10 +72,7 @@ class AttentionTap(TorchFunctionMode):
             attn_mask = subset_mask(attn_mask, taken.keep, self._anatomy.num_prefix)
         if not taken.closed:
             _check_call(index, taken, query, key, dropout_p, is_causal or enable_gqa, pooling)
-        if self._few_rows and query.requires_grad and attn_mask is None:
-            output = attention_of_rows(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
-        else:
-            output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         if value_of is not None:
             output = _WithValue.apply(output, value_of)
         if taken.closed:

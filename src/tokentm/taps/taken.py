@@ -86,5 +86,4 @@ class Taken:
     grid: tuple[int, int] | None = None
     inside: int | None = None  # slot whose attention is running
     closed: bool = False  # the forward pass is over; what still runs (heads over other layers) is not collected
-    few_rows: bool = False  # plain gradients, and a head that reads prefix tokens alone
     frozen: set[int] = field(default_factory=set)  # ids of the parameters that are frozen for the recording only

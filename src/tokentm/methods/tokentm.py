@@ -57,7 +57,7 @@ class TokenTMConfig:
     ffn: bool = True
     layer_scale: bool = True
     score: Literal["logit", "probability"] = "logit"
-    readout: Literal["model", "contribution", "attended"] = "attended"
+    readout: Literal["model", "contribution", "attended"] = "model"
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:

@@ -7,7 +7,7 @@ STAMP := .venv/.installed
         prose dead-code docs release-check minimum-check
 
 help:
-	@echo "make demo         explain four scenes with the bundled model, write tokentm-demo.png"
+	@echo "make demo         explain scenes and photos with the bundled models, write tokentm-demo.png"
 	@echo "make evaluate     measure eight methods on 500 scenes, write out/evaluate-shapes/report.html"
 	@echo "make test         run the tests"
 	@echo "make check        lint, types, spelling, dead code, site, tests: what CI runs"

@@ -304,13 +304,13 @@ def test_bash_completes_commands_and_options(home: Path) -> None:
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the weights of the bundled model are not trained yet")
-def test_demo_writes_one_picture_and_tells_in_three_lines_what_it_shows(home: Path) -> None:
+def test_demo_writes_one_picture_and_tells_in_four_lines_what_it_shows(home: Path) -> None:
     folder = new_folder(home, "demo")
     done = run(["demo"], folder)
     assert (done.code, done.err) == (0, "")
     assert tree(folder) == {"tokentm-demo.png"}
     *lines, path = done.out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert path == "Picture: tokentm-demo.png"
     with Image.open(folder / "tokentm-demo.png") as picture_of_all:
         picture_of_all.load()

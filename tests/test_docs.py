@@ -50,7 +50,8 @@ def reason_not_to_run(command: str) -> str | None:
     return next((reason for reason, words in NOT_RUN.items() if re.search(words, command)), None)
 
 
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+# The web page's Python asks a server that is running; tests/test_web_browser.py has one.
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name != "web.md"]
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 OFFLINE = [command for command in COMMANDS if reason_not_to_run(command) is None]
 
@@ -166,5 +167,5 @@ def test_a_page_that_is_wrong_is_noticed(server: ForkServer, desk: Path) -> None
     script = desk / "page.py"
     script.write_text(blocks(page, "python")[0])
     assert "explane" in server.script(script, desk).err
-    assert server.script(script, desk).code == 1
+    assert server.script(script, desk).code != 0
     assert server.run(shlex.split(commands(page)[0])[1:], desk).code == 2

@@ -1,4 +1,4 @@
-"""``tokentm demo``: the bundled model on four scenes, one picture."""
+"""``tokentm demo``: the bundled models on scenes and photos, one picture."""
 
 import io
 from pathlib import Path
@@ -23,8 +23,8 @@ def demo(
     ] = 12,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
-    """Show TokenTM beside the truth on scenes the bundled model never saw; needs no network."""
-    with output_folder(to.parent), err.status("Explaining four scenes…"):
+    """Show TokenTM beside the truth, on scenes and photos that the bundled models never saw; needs no network."""
+    with output_folder(to.parent), err.status("Explaining scenes and photos…"):
         from tokentm.files import write_atomically
         from tokentm.report.demo import make_demo
 

@@ -28,6 +28,7 @@ __all__ = ["BUNDLED", "load_model", "quiet"]
 
 BUNDLED = {
     "shapes": "eight shapes on cluttered scenes, 96×96, offline (8 classes)",
+    "cifar10": "small photos of CIFAR-10, 32×32, offline (10 classes)",
 }
 _WEIGHTS = Path(__file__).parent / "weights"
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -47,7 +48,7 @@ def load_model(
     Args:
         source: One of
 
-            - ``"shapes"``: bundled, works offline;
+            - ``"shapes"``, ``"cifar10"``: bundled, work offline;
             - a timm name, ``"vit_base_patch16_224"``, pretrained from the hub;
             - ``"hf:org/name"``: a transformers or timm repository on the hub;
             - ``"torchvision:vit_b_16"``: with torchvision's default weights;

@@ -1,4 +1,4 @@
-"""The demo: the bundled model on scenes it never saw, beside the truth."""
+"""The demo: the bundled models on scenes and photos they never saw, beside the truth where there is one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from tokentm._typing import Bool, Float
 from tokentm.datasets.shapes import Scene, scene
 from tokentm.explanation import Explanation
 from tokentm.models import load_model
+from tokentm.report.demo_photos import explain_photos
 from tokentm.report.figure import picture_grid
 
 __all__ = ["Demo", "make_demo"]
@@ -29,13 +30,14 @@ class Demo:
     """What the demo shows.
 
     Attributes:
-        picture: One row per scene: scene, true mask of the object asked about, one overlay per method.
-        lines: Three sentences that say what is to be seen, with this run's own figures.
+        picture: One row per scene: scene, true mask of the object asked about, one overlay per method. Below them
+            one row per photo: photo, one overlay per method.
+        lines: Four sentences that say what is to be seen, with this run's own figures.
         inside: Per method, the mean share of relevance inside the object asked about.
     """
 
     picture: Image.Image
-    lines: tuple[str, str, str]
+    lines: tuple[str, str, str, str]
     inside: dict[str, float]
 
 
@@ -43,7 +45,7 @@ def make_demo(seed: int) -> Demo:
     """Explain four scenes of ``seed``, two with one object and two with two, and draw them beside their masks.
 
     In a scene with two objects the second, less visible one is asked about: a method that does not listen to the
-    class lights up both.
+    class lights up both. Photos that come with the package follow (``explain_photos``).
     """
     model = load_model("shapes")
     scenes = [scene(seed, 0, 1), scene(seed, 1, 1), scene(seed, 2, 2), scene(seed, 3, 2)]
@@ -51,12 +53,20 @@ def make_demo(seed: int) -> Demo:
     masks = [shown.masks[label] for shown, label in zip(scenes, asked, strict=True)]
     maps = {name: explain(model, [shown.pil() for shown in scenes], asked, name) for name in METHODS}
     share = {name: _share_inside(explanation, masks) for name, explanation in maps.items()}
-    first = maps[METHODS[0]]
+    first, photos = maps[METHODS[0]], explain_photos()
     return Demo(
-        picture=_draw(scenes, masks, maps, share, first),
-        lines=_lines(scenes, masks, first, share),
+        picture=_stacked(_draw(scenes, masks, maps, share, first), photos.picture),
+        lines=(*_lines(scenes, masks, first, share), photos.line),
         inside={name: float(np.mean(values)) for name, values in share.items()},
     )
+
+
+def _stacked(above: Image.Image, below: Image.Image) -> Image.Image:
+    """One picture above another, on white."""
+    both = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
+    both.paste(above, (0, 0))
+    both.paste(below, (0, above.height))
+    return both
 
 
 def _share_inside(explanation: Explanation, masks: Sequence[Bool[np.ndarray, "y x"]]) -> list[float]:
@@ -119,7 +129,7 @@ def _lines(
         for name, title in zip(METHODS, ("TokenTM", "GAE", "rollout"), strict=True)
     )
     return (
-        f"Four scenes that the bundled model never saw; it names every object in {right} of 4.",
+        f"Four scenes that the model never saw; it names every object in {right} of 4.",
         f"Share of the relevance on the object asked about: {figures} (the objects cover "
         f"{np.mean([mask.mean() for mask in masks]):.0%} of the scenes).",
         f"With two objects the less visible one is asked about ({first.class_name[2]}, {first.class_name[3]}): "

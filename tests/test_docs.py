@@ -28,7 +28,8 @@ NOT_RUN = {
     "the default model comes from a hub": r"^tokentm (explain|compare|evaluate) (?!.*--model)",
     "waits for a browser": r"^tokentm serve",
     "needs a cluster": r"--engine|^ray ",
-    "needs data that is not in the checkout": r"(imagenet|coco|voc|cifar10|gtsegs)[:/]",
+    "needs data that is not in the checkout": r"(imagenet|coco|voc|cifar10|gtsegs|kit)[:/]",
+    "takes minutes: scripts/results.py runs it": r"shapes:500",
 }
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)

@@ -37,13 +37,14 @@ def draw_batch(data: Images, recipe: Recipe, step: int) -> dict[str, Tensor]:
     images (b, 3, y, x) from -1 to 1, targets (b, k), kept (b, m): numbers of the patches to look at, and
     branches (b, depth, 2): by how much each block's attention and MLP count, for the stochastic depth.
     """
-    rng = np.random.default_rng([recipe.seed, 2, step])
+    drawn = recipe.begun_at + step
+    rng = np.random.default_rng([recipe.seed, 2, drawn])
     device, size = data.pixels.device, recipe.batch
 
     def chance(*shape: int) -> Tensor:
         return torch.from_numpy(rng.random((size, *shape), dtype=np.float32)).to(device, non_blocking=True)
 
-    rows = data.rows(recipe, step).to(device)
+    rows = data.rows(recipe, drawn).to(device)
     images = recoloured(warped(data.pixels[rows] / 127.5 - 1, chance(8), recipe.warp), chance(3), recipe.colour)
     classes = data.class_count
     targets = F.one_hot(data.classes[rows], classes) * (1 - recipe.smoothing) + recipe.smoothing / classes

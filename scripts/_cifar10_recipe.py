@@ -22,6 +22,7 @@ class Recipe:
     heads: int = 3
     seed: int = 0
     steps: int = 3_600
+    begun_at: int = 0  # steps of the run whose averaged weights this one starts from; 0 starts from random weights
     batch: int = 256
     parts: int = 2  # each batch is learnt from in so many threads at once
     kept: int = 32  # patches of 64 that are looked at until the dense steps begin
@@ -44,6 +45,10 @@ class Recipe:
 
 PRESETS = {
     "cpu": Recipe(),
+    # Goes on from "cpu". What is learnt now is fine, and fewer pictures that no camera takes help it along.
+    "cpu-again": Recipe(
+        steps=2_800, begun_at=3_600, lr=2e-3, warm_up=100, dense_share=0.45, warp=0.2, colour=0.1, cutmix=0.1
+    ),
     "gpu": Recipe(
         depth=12,
         parts=1,

@@ -5,8 +5,9 @@
     python scripts/train_cifar10.py evaluate --data FILE --card  # test images; rewrites the model card
 
 FILE is cifar-10-python.tar.gz, or a tree train/<class>/*.jpg, test/<class>/*.jpg; either may also be extracted.
-``--preset cpu`` (an hour and a half of two cores) and ``--preset gpu`` are two recipes of one program; both first train
-a small convolutional network, whose soft answers the ViT learns from. ``--pool avg`` trains the twin whose head reads
+``--preset cpu`` (an hour of two cores) and ``--preset gpu`` are two recipes of one program; both first train a small
+convolutional network, whose soft answers the ViT learns from. ``--preset cpu-again --begin FOLDER`` goes on from the
+finished run in FOLDER for another hour. ``--pool avg`` trains the twin whose head reads
 the mean of the patch tokens. Order, augmentation, kept tokens and dropped blocks of step ``i`` depend only on the seed
 and on ``i``, so that on a CPU a resumed run is the run uninterrupted, bit for bit.
 Needs torch 2.9 or later, for Muon; the model itself does not.
@@ -15,6 +16,7 @@ Needs torch 2.9 or later, for Muon; the model itself does not.
 import argparse
 import csv
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -56,20 +58,24 @@ def logits_of_batch(vit: Any, images: Tensor, kept: Tensor, branches: Tensor) ->
 class Run:
     """A run under way: the student, the running average of its weights, the optimisers and the curves so far."""
 
-    def __init__(self, folder: Path, recipe: Recipe, classes: int, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, classes: int, device: torch.device, begin: Path | None = None
+    ) -> None:
         self.recipe, self.classes, self.device = recipe, classes, device
         self.file, self.curves = folder / "checkpoint.pt", folder / "curves.csv"
         torch.manual_seed(recipe.seed)
         self.student, self.average = build(recipe, classes), build(recipe, classes)
         set_start(self.student)
+        self.step, self.seconds, self.core_seconds = 0, 0.0, 0.0
+        self.history: list[dict[str, float]] = []
+        if recipe.begun_at and not self.file.exists():
+            self._begin(begin)
         self.average.load_state_dict(self.student.state_dict())
         self.student.to(device), self.average.to(device).eval()
         self.parameters = list(self.student.parameters())
         self.forward = torch.compile(logits_of_batch) if device.type == "cuda" else logits_of_batch
         self.optimizers = self._optimizers()
         self.teacher: nn.Module | None = None
-        self.step, self.seconds, self.core_seconds = 0, 0.0, 0.0
-        self.history: list[dict[str, float]] = []
         self.recent: list[Tensor] = []
         if self.file.exists():
             self._resume()
@@ -83,6 +89,20 @@ class Run:
         shares = [matrices[share :: self.recipe.parts] for share in range(self.recipe.parts)]
         adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0, fused=True)
         return [*(torch.optim.Muon(share, **muon) for share in shares), adamw]
+
+    def _begin(self, begin: Path | None) -> None:
+        """Start from the averaged weights of a finished run, whose teacher, curves and time come along."""
+        if begin is None or not (begin / "checkpoint.pt").exists():
+            raise SystemExit(f"this preset goes on from a finished run; name its folder with --begin, not {begin}.")
+        state = torch.load(begin / "checkpoint.pt", map_location="cpu", weights_only=True)
+        taken = state["recipe"]["begun_at"] + state["step"]
+        if taken != self.recipe.begun_at:
+            raise SystemExit(f"{begin} has taken {taken} steps; this preset goes on after {self.recipe.begun_at}.")
+        self.student.load_state_dict(state["average"])
+        for name in ("history", "seconds", "core_seconds"):
+            setattr(self, name, state[name])
+        if (begin / "teacher.pt").exists():
+            shutil.copyfile(begin / "teacher.pt", self.file.with_name("teacher.pt"))
 
     def _resume(self) -> None:
         state = torch.load(self.file, map_location=self.device, weights_only=True)
@@ -157,10 +177,17 @@ def told_to_stop() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
-def train(folder: Path, recipe: Recipe, files: CifarFiles, device: torch.device, until: int | None = None) -> Run:
+def train(
+    folder: Path,
+    recipe: Recipe,
+    files: CifarFiles,
+    device: torch.device,
+    until: int | None = None,
+    begin: Path | None = None,
+) -> Run:
     """Train to the end, or to a step before it, from the last checkpoint if there is one."""
     writable_folder(folder)
-    run, data = Run(folder, recipe, len(files.class_names), device), Images(files, recipe, device)
+    run, data = Run(folder, recipe, len(files.class_names), device, begin), Images(files, recipe, device)
     if recipe.teacher_epochs:
         run.teacher = trained_teacher(folder, recipe, data, device)
     torch.set_num_threads(1)
@@ -186,7 +213,8 @@ def note(run: Run, data: Images) -> None:
     """Add a line to the curves; every tenth also tells how the average does on images it does not learn from."""
     loss, accuracy = torch.stack(run.recent).mean(0).tolist()
     run.recent.clear()
-    row = {"step": run.step, "epoch": run.step * run.recipe.batch / len(data.pixels), "seconds": run.seconds}
+    step = run.recipe.begun_at + run.step
+    row = {"step": step, "epoch": step * run.recipe.batch / len(data.pixels), "seconds": run.seconds}
     row |= {"core_seconds": run.core_seconds, "loss": loss, "accuracy": accuracy, "held_out": math.nan}
     if run.step % (10 * LOG_EVERY) == 0 or run.step == run.recipe.steps:
         pixels, classes = data.watched
@@ -205,6 +233,7 @@ def main() -> None:
     parser.add_argument("--pool", choices=["token", "avg"], default="token", help="what the head reads")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change the preset, for trials")
     parser.add_argument("--until", type=int, help="stop at this step; a later `train` goes on")
+    parser.add_argument("--begin", type=Path, help="folder of the finished run that `cpu-again` goes on from")
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="folder of checkpoint and curves")
     parser.add_argument("--package", type=Path, default=PACKAGED, help="folder of the exported model")
     parser.add_argument("--card", action="store_true", help="rewrite the table in the model card")
@@ -213,11 +242,13 @@ def main() -> None:
     recipe = replace(PRESETS[arguments.preset], pool=arguments.pool)
     for name, _, value in (change.partition("=") for change in arguments.set):
         recipe = replace(recipe, **{name: type(getattr(recipe, name))(value)})
-    files = read_cifar(arguments.data, ["train" if arguments.command == "train" else "test"])
+    if arguments.begin and not recipe.begun_at:
+        parser.error(f"--begin belongs to the preset cpu-again; {arguments.preset} starts from random weights")
+    files = read_cifar(arguments.data, ["test" if arguments.command == "evaluate" else "train"])
     if arguments.command == "train":
-        train(arguments.run, recipe, files, device, arguments.until)
+        train(arguments.run, recipe, files, device, arguments.until, arguments.begin)
     elif arguments.command == "export":
-        export(arguments.run / "checkpoint.pt", arguments.package, list(files.class_names))
+        export(arguments.run / "checkpoint.pt", arguments.package, files)
     else:
         figures = measure(arguments.package, files, device)
         if arguments.card:

@@ -37,6 +37,11 @@ def script() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def best_temperature(script: Any) -> Any:
+    return sys.modules[script.export.__module__].best_temperature
+
+
+@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> CifarFiles:
     return read_cifar(cifar.tree(tmp_path_factory.mktemp("data") / "cifar.tar.xz", per_class=8))
 
@@ -116,15 +121,19 @@ def test_a_checkpoint_of_another_recipe_is_refused(script: Any, recipe: Any, fil
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_the_exported_model_is_the_average(
-    script: Any, recipe: Any, files: CifarFiles, tmp_path: Path, pool: str
+    script: Any, recipe: Any, files: CifarFiles, tmp_path: Path, pool: str, best_temperature: Any
 ) -> None:
     run = script.train(tmp_path, replace(recipe, pool=pool), files, CPU)
-    script.export(tmp_path / "checkpoint.pt", tmp_path / "package", list(files.class_names))
+    script.export(tmp_path / "checkpoint.pt", tmp_path / "package", files)
     model = load_model(tmp_path / "package")
     assert model.class_names == cifar.NAMES
     assert stat.S_IMODE((tmp_path / "package" / "model.safetensors").stat().st_mode) == 0o644
     images = torch.from_numpy(files.splits["test"][0]).permute(0, 3, 1, 2)
     with torch.no_grad():
+        watched, classes = script.Images(files, run.recipe, CPU).watched
+        temperature = best_temperature(script.logits_of(run.average, watched), classes)
+        for part in (run.average.head.weight, run.average.head.bias):
+            part.div_(temperature)
         expected = script.logits_of(run.average.half().float(), images)
         torch.testing.assert_close(model.module(images / 127.5 - 1), expected)
     # The transform that users get is the scaling that the model was trained with.
@@ -133,10 +142,48 @@ def test_the_exported_model_is_the_average(
     )
 
 
+def test_the_temperature_is_the_one_of_least_cross_entropy(best_temperature: Any) -> None:
+    """Of two classes with logits 0 and 2, right three times in four: the truth is ln 3, so divide by 2 / ln 3."""
+    logits = torch.tensor([[2.0, 0.0]] * 4)
+    found = best_temperature(logits, torch.tensor([0, 0, 0, 1]))
+    assert found == pytest.approx(2 / math.log(3), rel=0.006)
+
+
+def test_a_second_run_goes_on_from_the_average_of_the_first(
+    script: Any, recipe: Any, files: CifarFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "LOG_EVERY", 2)
+    first = script.train(tmp_path / "first", recipe, files, CPU)
+    again = replace(recipe, begun_at=4)
+    (tmp_path / "again").mkdir()
+    begun = script.Run(tmp_path / "again", again, 3, CPU, tmp_path / "first")
+    for part in (begun.student, begun.average):
+        torch.testing.assert_close(part.state_dict(), first.average.state_dict(), rtol=0, atol=0)
+    assert begun.seconds == first.seconds
+    whole = script.train(tmp_path / "again", again, files, CPU, begin=tmp_path / "first")
+    assert [row["step"] for row in whole.history] == [2, 4, 6, 8]
+    teachers = [(tmp_path / name / "teacher.pt").read_bytes() for name in ("first", "again")]
+    assert teachers[0] == teachers[1]
+    # Images and their changes are those of steps 4 to 7, not of 0 to 3 once more.
+    batches = [script.draw_batch(script.Images(files, r, CPU), r, 0)["images"] for r in (recipe, again)]
+    assert not torch.equal(*batches)
+
+
+@pytest.mark.parametrize("begun_at", [4, 3])
+def test_a_second_run_needs_the_run_it_goes_on_from(
+    script: Any, recipe: Any, files: CifarFiles, tmp_path: Path, begun_at: int
+) -> None:
+    again = replace(recipe, begun_at=begun_at)
+    script.train(tmp_path / "first", recipe, files, CPU)
+    begin = None if begun_at == 4 else tmp_path / "first"
+    with pytest.raises(SystemExit, match="name its folder" if begin is None else "has taken 4 steps"):
+        script.train(tmp_path / "again", again, files, CPU, begin=begin)
+
+
 def test_an_unfinished_run_is_not_exported(script: Any, recipe: Any, files: CifarFiles, tmp_path: Path) -> None:
     script.train(tmp_path, recipe, files, CPU, 1)
     with pytest.raises(SystemExit, match="is at step 1 of 4"):
-        script.export(tmp_path / "checkpoint.pt", tmp_path / "package", list(files.class_names))
+        script.export(tmp_path / "checkpoint.pt", tmp_path / "package", files)
 
 
 def test_the_command_line_trains_exports_and_writes_the_card(
@@ -155,13 +202,13 @@ def test_the_command_line_trains_exports_and_writes_the_card(
     call("export", *common)
     card = package / "MODEL_CARD.md"
     card.write_text(
-        "before\n<!-- measured: written by scripts/train_cifar10.py -->old<!-- end of measured -->\nafter\n"
+        "before\n<!-- measured: written by scripts/train_cifar10.py -->what was<!-- end of measured -->\nafter\n"
     )
     call("evaluate", *common, "--card")
     text = card.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- end of measured -->\nafter\n")
-    assert "old" not in text
+    assert "what was" not in text
     for row in (
         "| test images | 4 |",
         "| top class is right | ",

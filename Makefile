@@ -76,6 +76,7 @@ minimum-check: $(STAMP)
 	uv pip install --quiet --python build/minimum/bin/python --resolution lowest-direct '.[hf,clip,evaluate]'
 	cd build && minimum/bin/tokentm demo --out minimum/demo.png && minimum/bin/tokentm evaluate shapes:4 --limit 4 \
 	  --model shapes --methods tokentm,random --protocols segmentation,perturbation --out minimum/run
+	build/minimum/bin/tokentm explain --help >/dev/null
 	build/minimum/bin/python scripts/smoke.py
 
 # $(1): folder of a new environment; $(2): what is installed there.

@@ -25,6 +25,7 @@ def main() -> None:
         assert found.relevance.isfinite().all(), name
     torch.manual_seed(0)
     models = [timm.create_model("vit_tiny_patch16_224", **TINY).eval(), torchvision.models.vit_b_16().eval(), *_hub()]
+    torch.nn.init.normal_(models[1].heads.head.weight)  # torchvision starts it at zero: nothing would be relevant
     for model in models:
         side = 224 if "torchvision" in type(model).__module__ else 32
         found = tokentm.explain(model, torch.randn(1, 3, side, side), 1)

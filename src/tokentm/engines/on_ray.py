@@ -301,14 +301,28 @@ def _connected(engine: RayEngine, job_bytes: int) -> Iterator[Any]:
 
 def _check_answers(address: str) -> None:
     """Ask whether anything listens, as Ray itself would wait for minutes, and end the process then."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = _resolved(address).removeprefix("ray://").rpartition(":")
     if not colon:
-        return  # "auto", or a name that Ray resolves
+        return  # a name that Ray resolves
     if not port.isdecimal():
         raise ClusterError(f"--address {address!r} is none; 'auto', 'host:port' and 'ray://host:port' work.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
     except (OSError, OverflowError) as fault:
+        raise _refused(address, fault) from fault
+
+
+def _resolved(address: str) -> str:
+    """Where Ray would go: for "auto" RAY_ADDRESS, or a cluster of this machine, which may have died since."""
+    if address != "auto":
+        return address
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+    except ImportError:  # not of Ray's public interface
+        return os.environ.get("RAY_ADDRESS") or address
+    try:
+        return canonicalize_bootstrap_address(address) or address
+    except Exception as fault:
         raise _refused(address, fault) from fault
 
 

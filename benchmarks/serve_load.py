@@ -95,43 +95,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--warm-up", type=float, default=90.0, help="seconds of visits before, to fill what is held")
     asked = parser.parse_args()
     visitors = [visitor(index) for index in range(asked.visitors)]
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).with_name("tokentm")), "serve", "--port", "0"]
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)  # noqa: S603
         try:
-            report(process, visitors, asked.seconds)
+            url = address_of(process)
+            let_in(url, process, visitors, asked.warm_up)
+            warm = [(one.wrong, len(one.failed)) for one in visitors]
+            for one in visitors:
+                one.seconds.clear()
+            memory = let_in(url, process, visitors, asked.seconds)
+            report(visitors, asked.seconds, memory, warm)
         finally:
             process.terminate()
             process.wait(30)
 
 
-def report(process: subprocess.Popen[str], visitors: list[Visitor], seconds: float) -> None:
-    """Let everyone in at once and count."""
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where the server says that it is."""
     if process.stdout is None:
         raise RuntimeError("the server has no output")
     found = re.search(r"http://\S+:\d+/", process.stdout.readline())
     if not found:
         raise RuntimeError("the server did not start")
-    url = found[0]
-    for one in visitors:  # once each, so that memory is that of a server at work
-        ask(url, photo=one.photo, model="shapes", target=next(iter(one.expected)))
-    before, until = resident(process), time.monotonic() + seconds
-    threads = [threading.Thread(target=one.visit, args=(url, until)) for one in visitors]
+    return found[0]
+
+
+def let_in(url: str, process: subprocess.Popen[str], visitors: list[Visitor], seconds: float) -> list[float]:
+    """Let everyone in at once; megabytes at the start, after each quarter of the time, and at the end."""
+    start, memory = time.monotonic(), [resident(process)]
+    threads = [threading.Thread(target=one.visit, args=(url, start + seconds)) for one in visitors]
     for thread in threads:
         thread.start()
-    middle = float("nan")
-    while any(thread.is_alive() for thread in threads):
-        time.sleep(0.5)
-        if time.monotonic() > until - seconds / 2 and middle != middle:
-            middle = resident(process)
+    for quarter in (1, 2, 3):
+        time.sleep(max(0.0, start + seconds * quarter / 4 - time.monotonic()))
+        memory.append(resident(process))
+    for thread in threads:
+        thread.join()
+    return [*memory, resident(process)]
+
+
+def report(visitors: list[Visitor], seconds: float, memory: list[float], warm: list[tuple[int, int]]) -> None:
+    """Print; wrong and failed answers of the warm-up are told too."""
     times = sorted(second for one in visitors for second in one.seconds)
-    failed = [sentence for one in visitors for sentence in one.failed]
-    print(f"visitors {len(visitors)}, seconds {seconds:g}")
-    print(f"answers {len(times)}, wrong {sum(one.wrong for one in visitors)}, failed {len(failed)} {failed[:3]}")
+    wrong, failed = sum(one.wrong for one in visitors), [sentence for one in visitors for sentence in one.failed]
+    print(f"visitors {len(visitors)}, seconds {seconds:g}, answers {len(times)}")
+    print(f"wrong {wrong} and failed {len(failed)} {failed[:3]}, of these in the warm-up {sum(map(sum, warm))}")
     print(f"seconds per answer: median {statistics.median(times):.2f}, 95 % {times[int(0.95 * len(times))]:.2f}")
-    print(f"memory MB: start {before:.0f}, middle {middle:.0f}, end {resident(process):.0f}")
+    print("memory MB at the start, after each quarter: " + ", ".join(f"{value:.0f}" for value in memory))
 
 
 if __name__ == "__main__":

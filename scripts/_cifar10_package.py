@@ -37,7 +37,6 @@ def export(checkpoint: Path, package: Path, files: CifarFiles) -> None:
     watched = [row for row in state["history"] if not math.isnan(row["held_out"])]
     quarters = [watched[len(watched) * part // 4 - 1] for part in range(1, 5) if len(watched) * part // 4]
     made_by = {
-        "training, wall clock": f"{state['seconds'] / 60:.0f} minutes",
         "training, processor": f"{state['core_seconds'] / 60:.0f} core minutes",
         "training, length": f"{state['history'][-1]['epoch']:.1f} epochs, {recipe.begun_at + recipe.steps:,} steps",
         "top class is right, watched training images": ", ".join(

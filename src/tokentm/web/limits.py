@@ -33,7 +33,7 @@ class Limits:
     waiting: int = 64
     photos: int = 128
     photo_seconds: float = 1800.0
-    graph_bytes: int = 1 << 30
+    graph_bytes: int = 1 << 28
     methods: int = 12
 
     def __post_init__(self) -> None:

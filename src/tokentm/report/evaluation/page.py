@@ -158,7 +158,7 @@ def _picture(folder: Any, picture: Picture) -> dict[str, Any]:
     return {
         "best": picture.best,
         "image": picture.image,
-        "value": f"{picture.value:.3g}",
+        "value": f"{picture.value:.3g}".replace("-", "−"),
         "target": picture.target,
         "probability": f"{picture.probability:.0%}",
         "uri": f"data:image/png;base64,{base64.b64encode(content).decode()}",

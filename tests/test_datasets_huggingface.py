@@ -87,6 +87,12 @@ def test_parquet_files(library: Any, tmp_path: Path) -> None:
     assert data.class_names == ("cat", "dog")
 
 
+def test_parquet_files_where_one_stands(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(library).to_parquet(tmp_path / "table.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert len(open_dataset("hf-dataset:.")) == len(table(library))
+
+
 def test_pictures_beside_the_table(library: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_photo(tmp_path / "one" / "cat" / "a.png", colour=RED)
     write_photo(tmp_path / "one" / "dog" / "b.png", colour=BLUE)

@@ -105,7 +105,9 @@ def test_no_damaged_file_gives_a_traceback(place: Path, server: ForkServer) -> N
     outcomes = [attempt(server, kinds[case % len(kinds)], model, case, place / "case") for case in range(CASES)]
     codes = Counter(outcome.done.code for outcome in outcomes)
     print(f"{len(outcomes)} files: {codes[2]} refused, {codes[0]} read, {codes[1]} in part")  # noqa: T201
-    assert [str(outcome) for outcome in outcomes if outcome.complaint] == []
+    complaints = [str(outcome) for outcome in outcomes if outcome.complaint]
+    print("\n".join(complaints))  # noqa: T201  (pytest would cut them short)
+    assert complaints == []
     # Most damage must be seen: were the damaged file never read, every command would succeed.
     assert codes[2] > len(outcomes) // 3
 

@@ -126,13 +126,13 @@ def _cifar(root: Path) -> Kinds:
 
     batches(root / "cifar" / "cifar-10-batches-py")
     files = [f"cifar-10-batches-py/{name}" for name in ("batches.meta", "test_batch")]
-    yield "cifar", _evaluate("cifar:cifar-10-batches-py"), files
+    yield "cifar", _evaluate("cifar10:cifar-10-batches-py"), files
     (root / "cifar-packed").mkdir()
     packed(root / "cifar" / "cifar-10-batches-py", root / "cifar-packed" / "cifar-10-python.tar.gz")
-    yield "cifar-packed", _evaluate("cifar:cifar-10-python.tar.gz"), ["cifar-10-python.tar.gz"]
+    yield "cifar-packed", _evaluate("cifar10:cifar-10-python.tar.gz"), ["cifar-10-python.tar.gz"]
     (root / "cifar-tree").mkdir()
     tree(root / "cifar-tree" / "cifar10_jpeg.tar.xz")
-    yield "cifar-tree", _evaluate("cifar:cifar10_jpeg.tar.xz"), ["cifar10_jpeg.tar.xz"]
+    yield "cifar-tree", _evaluate("cifar10:cifar10_jpeg.tar.xz"), ["cifar10_jpeg.tar.xz"]
 
 
 def _coco(root: Path) -> Kinds:

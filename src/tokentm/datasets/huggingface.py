@@ -162,7 +162,7 @@ def _name_and_split(place: str) -> tuple[str, str]:
 
 
 def _load(library: Any, name: str, download: bool) -> Any:
-    folder = Path(name).expanduser()
+    folder = Path(name).expanduser().absolute()  # the library finds no name in "."
     local = os.path.isdir(folder)  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
     try:
         if local and _recognises(folder):

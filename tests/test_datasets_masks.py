@@ -125,6 +125,17 @@ def test_damaged_outlines_are_one_example_each(tmp_path: Path) -> None:
     assert data[3].label == 0
 
 
+@pytest.mark.parametrize("far", [1e308, 10**12, -(10**12), float("nan"), float("inf"), "x", None])
+def test_a_point_that_is_nowhere_near_the_photo(tmp_path: Path, far: Any) -> None:
+    """COCO's library would take memory by its distance, and crash the process."""
+    pytest.importorskip("pycocotools")
+    ring = [*RECTANGLE[0]]
+    ring[3] = far
+    write_coco(tmp_path, [annotation(9, 18, [ring])])
+    with refused(ImageError, "far from the photo of 6×4 pixels|cannot be decoded"):
+        open_coco(tmp_path)[0]
+
+
 def test_a_mask_of_another_size_than_its_photo(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     write_coco(tmp_path, [annotation(9, 18, RECTANGLE), annotation(5, 18, RECTANGLE)])

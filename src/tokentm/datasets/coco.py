@@ -74,11 +74,18 @@ class CocoMask:
         return whole
 
 
+_FAR: Final = 10  # sides of the photo; COCO's own outlines stay within a pixel of it
+
+
 def _decode(outline: Any, height: int, width: int) -> Bool[np.ndarray, "y x"]:
     """Return the pixels of one instance: of polygons, or of run lengths as a list or as COCO's compressed text."""
     if isinstance(outline, list):
         if not outline or any(len(ring) < 6 or len(ring) % 2 for ring in outline):
             raise ValueError("a polygon needs three points, as x and y of each")
+        # COCO's library, in C, takes memory by a point's distance and crashes at one that is nowhere near the photo.
+        numbers = np.concatenate([np.asarray(ring, dtype=np.float64) for ring in outline])
+        if not (np.abs(numbers) <= _FAR * max(height, width)).all():
+            raise ValueError(f"a polygon has a point far from the photo of {width}×{height} pixels")
         # Which pixels are inside is COCO's own rule; its decode() is not used, as numpy 2 warns of it.
         coco = needs("pycocotools.mask", "COCO's masks")
         outline = coco.merge(coco.frPyObjects(outline, height, width))

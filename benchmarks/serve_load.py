@@ -104,7 +104,7 @@ def main() -> None:
         try:
             url = address_of(process)
             let_in(url, process, visitors, asked.warm_up)
-            warm = [(one.wrong, len(one.failed)) for one in visitors]
+            warm = sum(one.wrong + len(one.failed) for one in visitors)
             for one in visitors:
                 one.seconds.clear()
             memory = let_in(url, process, visitors, asked.seconds)
@@ -138,12 +138,12 @@ def let_in(url: str, process: subprocess.Popen[str], visitors: list[Visitor], se
     return [*memory, resident(process)]
 
 
-def report(visitors: list[Visitor], seconds: float, memory: list[float], warm: list[tuple[int, int]]) -> None:
+def report(visitors: list[Visitor], seconds: float, memory: list[float], warm: int) -> None:
     """Print; wrong and failed answers of the warm-up are told too."""
     times = sorted(second for one in visitors for second in one.seconds)
     wrong, failed = sum(one.wrong for one in visitors), [sentence for one in visitors for sentence in one.failed]
     print(f"visitors {len(visitors)}, seconds {seconds:g}, answers {len(times)}")
-    print(f"wrong {wrong} and failed {len(failed)} {failed[:3]}, of these in the warm-up {sum(map(sum, warm))}")
+    print(f"wrong {wrong} and failed {len(failed)} {failed[:3]}, of these in the warm-up {warm}")
     print(f"seconds per answer: median {statistics.median(times):.2f}, 95 % {times[int(0.95 * len(times))]:.2f}")
     print("memory MB at the start, after each quarter: " + ", ".join(f"{value:.0f}" for value in memory))
 

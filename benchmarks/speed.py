@@ -1,6 +1,6 @@
 """Time and memory of this library and its peers on the same models and inputs, side by side in one run.
 
-    python benchmarks/speed.py [--cases s-224-1,…] [--rounds 1] [--out docs/benchmarks.md]    # all: under 10 minutes
+    python benchmarks/speed.py [--cases s-224-1,…] [--rounds 1] [--out docs/benchmarks.md]    # all: over 10 minutes
 
 Everything that a case runs takes turns in one process, so that ratios hold when the machine's speed drifts; ratios to
 the gradient of the input are taken round by round and their median is given. Peaks of memory come from a process of

@@ -179,8 +179,10 @@ def try_all(waiting: list[Change], folders: list[Path], address: Path, results: 
     lock = threading.Lock()
 
     def work(folder: Path) -> None:
-        while waiting:
+        while True:
             with lock:
+                if not waiting:
+                    return
                 change = waiting.pop()
             tried = try_change(change, folder, address)
             with lock, results.open("a") as file:

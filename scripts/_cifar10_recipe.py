@@ -49,6 +49,18 @@ PRESETS = {
     "cpu-again": Recipe(
         steps=2_800, begun_at=3_600, lr=2e-3, warm_up=100, dense_share=0.45, warp=0.2, colour=0.1, cutmix=0.1
     ),
+    # Goes on from "cpu-again", on whole images only, as the model will see them; a shorter run wants a shorter memory.
+    "cpu-polish": Recipe(
+        steps=1_000,
+        begun_at=6_400,
+        lr=1.2e-3,
+        warm_up=50,
+        ema=0.995,
+        dense_share=1.0,
+        warp=0.2,
+        colour=0.1,
+        cutmix=0.1,
+    ),
     "gpu": Recipe(
         depth=12,
         parts=1,

@@ -7,9 +7,9 @@
 FILE is cifar-10-python.tar.gz, or a tree train/<class>/*.jpg, test/<class>/*.jpg; either may also be extracted.
 ``--preset cpu`` (an hour of two cores) and ``--preset gpu`` are two recipes of one program; both first train a small
 convolutional network, whose soft answers the ViT learns from. ``--preset cpu-again --begin FOLDER`` goes on from the
-finished run in FOLDER for another hour. ``--pool avg`` trains the twin whose head reads
-the mean of the patch tokens. Order, augmentation, kept tokens and dropped blocks of step ``i`` depend only on the seed
-and on ``i``, so that on a CPU a resumed run is the run uninterrupted, bit for bit.
+finished run in FOLDER for another hour, and ``cpu-polish`` from that one for half an hour. ``--pool avg`` trains the
+twin whose head reads the mean of the patch tokens. Order, augmentation, kept tokens and dropped blocks of step ``i``
+depend only on the seed and on ``i``, so that on a CPU a resumed run is the run uninterrupted, bit for bit.
 Needs torch 2.9 or later, for Muon; the model itself does not.
 """
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--pool", choices=["token", "avg"], default="token", help="what the head reads")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change the preset, for trials")
     parser.add_argument("--until", type=int, help="stop at this step; a later `train` goes on")
-    parser.add_argument("--begin", type=Path, help="folder of the finished run that `cpu-again` goes on from")
+    parser.add_argument("--begin", type=Path, help="folder of the finished run that the preset goes on from")
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="folder of checkpoint and curves")
     parser.add_argument("--package", type=Path, default=PACKAGED, help="folder of the exported model")
     parser.add_argument("--card", action="store_true", help="rewrite the table in the model card")
@@ -243,7 +243,7 @@ def main() -> None:
     for name, _, value in (change.partition("=") for change in arguments.set):
         recipe = replace(recipe, **{name: type(getattr(recipe, name))(value)})
     if arguments.begin and not recipe.begun_at:
-        parser.error(f"--begin belongs to the preset cpu-again; {arguments.preset} starts from random weights")
+        parser.error(f"--begin belongs to presets that go on from a run; {arguments.preset} starts from random weights")
     files = read_cifar(arguments.data, ["test" if arguments.command == "evaluate" else "train"])
     if arguments.command == "train":
         train(arguments.run, recipe, files, device, arguments.until, arguments.begin)

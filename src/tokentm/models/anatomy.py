@@ -36,6 +36,11 @@ class Readout:
     patches: float
     uniform: bool = False
 
+    @property
+    def prefix_alone(self) -> bool:
+        """Whether no patch token has a share."""
+        return bool(self.prefix) and not self.patches and not self.uniform
+
     def row(self, tokens: int) -> Float[Tensor, "n"]:
         """The readout row over ``tokens`` tokens, float64: shares that are non-negative and add up to one."""
         if self.uniform:

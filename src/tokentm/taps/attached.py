@@ -97,6 +97,7 @@ def _arrive(taken: Taken, index: int, anatomy: Anatomy, tokens: Tensor) -> Tenso
         if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & taken.signals and not tokens.requires_grad:
             tokens = replaced = tokens.detach().requires_grad_(True)  # the graph starts at the first block
     taken.tokens_in[index] = tokens
+    taken.few_rows = index == len(anatomy.blocks) - 1 and anatomy.pool is None and anatomy.readout.prefix_alone
     return replaced
 
 
@@ -114,6 +115,7 @@ def _take_grid(taken: Taken, embedded: Any) -> None:
 
 def _take_final(taken: Taken, anatomy: Anatomy, tokens: Any) -> None:
     taken.tokens_in[len(anatomy.blocks)] = _first(tokens)
+    taken.few_rows = False
 
 
 def _first(output: Any) -> Tensor:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import Anatomy
+from tokentm.taps.readout_rows import attention_of_rows, linear_of_rows
 from tokentm.taps.subset import subset_mask
 from tokentm.taps.taken import AttentionCall, Taken
 
@@ -49,6 +50,8 @@ class AttentionTap(TorchFunctionMode):
             result = result if input.requires_grad else result.detach()
         else:
             result = F.linear(input, weight, bias)
+        if self._taken.few_rows:
+            result = linear_of_rows(input, weight, result)
         self._taken.bias.watch(result, bias)
         return result
 
@@ -73,8 +76,11 @@ class AttentionTap(TorchFunctionMode):
         if not taken.closed:
             _check_call(index, taken, query, key, dropout_p, is_causal or enable_gqa, pooling)
         output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+        scale = scale if scale is not None else query.shape[-1] ** -0.5
         if value_of is not None:
             output = _WithValue.apply(output, value_of)
+        elif taken.few_rows and attn_mask is None and not taken.closed:
+            output = attention_of_rows(query, key, value, scale, output)
         if taken.closed:
             return output
         if taken.signals.needs_backward and not output.requires_grad:
@@ -83,7 +89,7 @@ class AttentionTap(TorchFunctionMode):
             q=query,
             k=key,
             v=value,
-            scale=scale if scale is not None else query.shape[-1] ** -0.5,
+            scale=scale,
             mask=_additive(attn_mask),
             output=output,
         )
@@ -138,7 +144,10 @@ class AttentionTap(TorchFunctionMode):
         else:
             mixed = self._attend(q, k, v, None, dropout_p if training else 0.0)
         mixed = mixed.permute(2, 0, 1, 3).reshape(rows * batch, width)
-        mixed = F.linear(mixed, out_proj_weight, out_proj_bias).view(rows, batch, width)
+        projected_back = F.linear(mixed, out_proj_weight, out_proj_bias)
+        if self._taken.few_rows:
+            projected_back = linear_of_rows(mixed, out_proj_weight, projected_back)
+        mixed = projected_back.view(rows, batch, width)
         self._taken.bias.watch(mixed, out_proj_bias, lambda grad: grad.transpose(0, 1))
         return mixed, weights
 

@@ -1,0 +1,123 @@
+"""The last block's backward pass without its zero rows: equal to autograd's, and really taken where it can be."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tokentm
+from tests.support.mutants import mutant
+from tokentm.models.anatomy import Readout
+from tokentm.recorder import record
+from tokentm.taps import readout_rows
+from tokentm.taps.readout_rows import attention_of_rows, linear_of_rows
+from tokentm.trace import Signal, Trace
+
+MODULE = "tokentm.taps.readout_rows"
+ROWS = {"one row": [0], "two rows": [0, 4], "all rows": list(range(7)), "no row": []}
+GRADIENTS = Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.TOKENS_GRAD | Signal.IMAGE_GRAD
+
+
+def arriving(shape: tuple[int, ...], rows: list[int]) -> Tensor:
+    """A gradient that is zero outside ``rows`` of the last axis but one."""
+    grad = torch.zeros(shape, dtype=torch.float64)
+    grad[..., rows, :] = torch.randn(*shape[:-2], len(rows), shape[-1], dtype=torch.float64)
+    return grad
+
+
+def off_linear(rows: list[int]) -> float:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 5, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    value, grad = F.linear(x, weight, bias), arriving((2, 7, 3), rows)
+    ours = linear_of_rows(x, weight, value)
+    assert torch.equal(ours, value)
+    by_hand = torch.einsum("bnu,uw->bnw", grad, weight)
+    return float((torch.autograd.grad(ours, x, grad)[0] - by_hand).abs().max())
+
+
+def off_attention(rows: list[int]) -> float:
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    query, key, value = parts
+    output = torch.einsum("bhid,bhjd->bhij", query, key).mul(0.3).softmax(-1) @ value
+    grad = arriving((2, 3, 7, 4), rows)
+    ours = attention_of_rows(query, key, value, 0.3, output)
+    assert torch.equal(ours, output)
+    pairs = zip(torch.autograd.grad(ours, parts, grad), torch.autograd.grad(output, parts, grad), strict=True)
+    return max(float((own - other).abs().max()) for own, other in pairs)
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_linear_is_autograd(rows: list[int]) -> None:
+    assert off_linear(rows) < 1e-13
+
+
+@pytest.mark.parametrize("tile", [1, 1 << 20])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_attention_is_autograd(rows: list[int], tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readout_rows, "_TILE", tile)
+    assert off_attention(rows) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "off"),
+    [
+        ("found[used] = grad[used] @ weight", "found[used] = grad[used] @ weight * 2", off_linear),
+        ("found[used]", "found[: len(used)]", off_linear),
+        ("- (change * attention).sum(-1, keepdim=True)", "", off_attention),
+        ("change @ key * scale", "change @ key", off_attention),
+        ("grad_key += change.mT @ scaled", "grad_key += change.mT @ query[:, :, rows]", off_attention),
+        ("grad_value += attention.mT @ arriving", "grad_value += attention.mT @ arriving.relu()", off_attention),
+        (".any(1).any(0).nonzero()", ".any(1).all(0).nonzero()[:1]", off_attention),
+    ],
+)
+def test_mutants_go_red(old: str, new: str, off: object) -> None:
+    assert callable(off)
+    with mutant(MODULE, old, new):
+        assert off([1, 4]) > 1e-6
+
+
+def trace(model: torch.nn.Module, images: Tensor) -> Trace:
+    return record(tokentm.load_model(model), images, GRADIENTS).trace(torch.tensor([3, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_tiny_patch16_224.avg", "vit_small_patch14_dinov2"])
+def test_models_get_the_gradients_of_autograd(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _, pool = name.partition(".")
+    torch.manual_seed(0)
+    size = 70 if "patch14" in name else 64
+    options = {"global_pool": pool, "class_token": False} if pool else {}
+    model = timm.create_model(name, img_size=size, depth=3, num_classes=5, **options).to(dtype).eval()
+    images = torch.randn(2, 3, size, size, dtype=dtype)
+    ours = trace(model, images)
+    monkeypatch.setattr(Readout, "prefix_alone", property(lambda _: False))
+    plain = trace(model, images)
+    assert torch.equal(ours.logits, plain.logits)
+    near = 1e-13 if dtype == torch.float64 else 3e-6
+    for own, other in zip(
+        [*(block.grad for block in ours.blocks), ours.image_grad],
+        [*(block.grad for block in plain.blocks), plain.image_grad],
+        strict=True,
+    ):
+        assert float((own - other).abs().max()) <= near * float(other.abs().max())
+
+
+@pytest.mark.parametrize(("pool", "taken"), [("token", True), ("avg", False)])
+def test_only_heads_that_read_no_patch_go_this_way(pool: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projection, both layers of the feed-forward part and the joint projection of q, k and v; one attention."""
+    counts = {"linear": 0, "attention": 0}
+    for kind in counts:
+        real = getattr(readout_rows, f"_{kind}_backward")
+
+        def counted(*given: object, real: object = real, kind: str = kind) -> object:
+            counts[kind] += 1
+            assert callable(real)
+            return real(*given)
+
+        monkeypatch.setattr(readout_rows, f"_{kind}_backward", counted)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5, global_pool=pool).eval()
+    trace(model, torch.randn(2, 3, 64, 64))
+    assert counts == ({"linear": 4, "attention": 1} if taken else {"linear": 0, "attention": 0})

@@ -1,6 +1,7 @@
 """Tables of the Hugging Face library: from disk, from parquet, beside photos; never from the network."""
 
 import io
+import json
 import os
 import shutil
 import socket
@@ -157,6 +158,30 @@ def test_bad_tables(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_huggingface()
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with refused(MissingExtraError, r"pip install 'tokentm\[datasets\]'"):
+        open_huggingface(tmp_path / "saved")
+
+
+def _names_that_are_lists(info: dict[str, Any], _: dict[str, Any]) -> None:
+    info["features"]["kind"]["names"][1] = [[]]
+
+
+def _a_type_that_is_missing(info: dict[str, Any], _: dict[str, Any]) -> None:
+    del info["features"]["picture"]["_type"]
+
+
+def _files_that_are_missing(_: dict[str, Any], state: dict[str, Any]) -> None:
+    state["_data_files"].clear()
+
+
+@pytest.mark.parametrize("spoil", [_names_that_are_lists, _a_type_that_is_missing, _files_that_are_missing])
+def test_tables_whose_description_was_spoilt(library: Any, tmp_path: Path, spoil: Any) -> None:
+    table(library).save_to_disk(str(tmp_path / "saved"))
+    files = [tmp_path / "saved" / name for name in ("dataset_info.json", "state.json")]
+    contents = [json.loads(file.read_text()) for file in files]
+    spoil(*contents)
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(json.dumps(content))
+    with refused(DatasetError, "names a class|cannot be opened by the datasets library"):
         open_huggingface(tmp_path / "saved")
 
 

@@ -196,6 +196,28 @@ def test_bad_coco(tmp_path: Path) -> None:
         open_coco(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("images", "file_name", 7),
+        ("images", "id", [[]]),
+        ("images", "height", "tall"),
+        ("categories", "id", [[]]),
+        ("categories", "name", None),
+        ("annotations", "category_id", [[]]),
+        ("annotations", "image_id", {}),
+    ],
+)
+def test_values_of_another_type_in_coco(tmp_path: Path, part: str, key: str, value: Any) -> None:
+    pytest.importorskip("pycocotools")
+    file = write_coco(tmp_path, [annotation(9, 18, RECTANGLE)])
+    content = json.loads(file.read_text())
+    content[part][0][key] = value
+    file.write_text(json.dumps(content))
+    with refused(DatasetError, f"an entry of '{part}' whose '{key}' is"):
+        open_coco(tmp_path)
+
+
 def test_outlines_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     write_coco(tmp_path, [annotation(9, 18, RECTANGLE)])
@@ -270,6 +292,16 @@ def test_damaged_masks_are_one_example_each(voc: Path) -> None:
     mask.unlink()
     with refused(ImageError, r"There is no mask"):
         open_voc(voc)[0]
+
+
+def test_a_zero_byte_in_a_list_is_a_photo_that_is_not_there(voc: Path) -> None:
+    names = voc / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt"
+    names.write_bytes(names.read_bytes().replace(b"2007_000033", b"2007\x00000033"))
+    data = open_voc(voc)
+    assert len(data.fingerprint()) == 64
+    with refused(ImageError, "cannot be opened .embedded null byte"):
+        data[0]
+    assert data.labels()[1:] == open_voc(voc).labels()[1:]
 
 
 def test_bad_voc(voc: Path) -> None:

@@ -23,6 +23,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "names that are numbers": {"label_names": [1, 2, 3, 4, 5, 6, 7]},
     "descriptions that are a list": {"label_descriptions": ["a"]},
     "a depth that is a text": {"model_args": {**CONFIG["model_args"], "depth": "three"}},
+    "heads below zero": {"model_args": {**CONFIG["model_args"], "num_heads": -24}},
     "a width of nothing": {"model_args": {**CONFIG["model_args"], "embed_dim": 0}},
 }
 
@@ -40,6 +41,12 @@ def test_strange_architectures_of_transformers(kinds: Any, tmp_path: Path) -> No
         load_model(folder)
     except TokentmError as error:
         assert str(folder) in str(error)  # noqa: PT017  (some it may also load)
+
+
+@pytest.mark.parametrize(("field", "value"), [("layer_norm_eps", [[]]), ("hidden_size", "wide")])
+def test_values_of_another_type_in_transformers(field: str, value: Any, tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "m", named("transformers-vit"), **{field: value})
+    refused(field, lambda: load_model(folder))
 
 
 def test_weights_whose_names_are_numbers(tmp_path: Path) -> None:

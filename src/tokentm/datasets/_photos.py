@@ -239,7 +239,7 @@ def size_of(path: Path | RemoteFile) -> int:
         return path.size
     try:
         return path.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte is a ValueError
         return -1
 
 

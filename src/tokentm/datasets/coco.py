@@ -22,6 +22,11 @@ _SOURCE: Final = (
     "that folder, which then holds val2017 and annotations/instances_val2017.json"
 )
 _SPLIT: Final = "val2017"
+_PARTS: Final[dict[str, dict[str, Any]]] = {
+    "images": {"id": int | str, "file_name": str, "height": int, "width": int},
+    "categories": {"id": int, "name": str},
+    "annotations": {"image_id": int | str | None, "category_id": int | str | None},
+}
 
 
 @final
@@ -181,15 +186,16 @@ def _content(file: Path) -> dict[str, list[dict[str, Any]]]:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file} cannot be read as JSON ({error}); {_SOURCE}.") from error
-    parts = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name"), "annotations": ()}
-    for part, wanted in parts.items():
+    for part, wanted in _PARTS.items():
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DatasetError(f"{file} has no list {part!r}, as instance files of COCO have; {_SOURCE}.")
         for entry in entries:
-            if missing := [key for key in wanted if key not in entry]:
-                raise DatasetError(f"{file} has an entry of {part!r} without {missing[0]!r}: {str(entry)[:80]}.")
-    return {part: content[part] for part in parts}
+            for key, kinds in wanted.items():
+                if not isinstance(entry.get(key), kinds):
+                    what = f"without {key!r}" if key not in entry else f"whose {key!r} is {str(entry[key])[:40]!r}"
+                    raise DatasetError(f"{file} has an entry of {part!r} {what}: {str(entry)[:80]}.")
+    return {part: content[part] for part in _PARTS}
 
 
 def _photo_folder(file: Path, given: Path | None, images: list[dict[str, Any]]) -> Path:

@@ -28,7 +28,8 @@ _EXTRA: Final = "datasets"
 _LABELS: Final = ("label", "labels", "fine_label", "class", "target")
 _MASKS: Final = ("mask", "segmentation", "annotation", "seg")
 _DAMAGED: Final = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-_FAULTS: Final = (OSError, ValueError, KeyError, TypeError, RuntimeError)  # of the library, on files that are not its
+# Of the library, on files that are not its own or that were changed.
+_FAULTS: Final = (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError)
 
 
 @final
@@ -153,6 +154,8 @@ def open_huggingface(
     if label is not None and any(_label(value) is None for value in table[label]):
         label = None  # test sets have the column too, and -1 in it
     names = getattr(table.features.get(label), "names", None)  # whole numbers come without
+    if strange := [name for name in names or () if not isinstance(name, str)]:
+        raise DatasetError(f"Data set {str(place)!r} names a class {strange[0]!r}; expected a text for each class.")
     return HuggingFaceDataset(f"{_KIND}:{place}", table, image, label, mask, tuple(names) if names else None)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,6 +34,8 @@ LOAD_FAILURES: tuple[type[Exception], ...] = (
     EOFError,
     pickle.UnpicklingError,
     SafetensorError,
+    # Of a configuration whose values are of another type; releases of the library before 0.30 have no such check.
+    getattr(hub_errors, "StrictDataclassError", OSError),
 )
 
 
@@ -89,7 +92,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def reason(error: BaseException) -> str:
     """The first sentence of a library's message, or of its details, short enough to be quoted in ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    line = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
+    line = lines[0]
+    if len(lines) > 1 and line.endswith(":"):
+        line = lines[1] if line.startswith("Error(s) in loading") else f"{line} {lines[1]}"
     return textwrap.shorten(line.split(". ")[0].rstrip(".:;"), 160, placeholder=" …")
 
 

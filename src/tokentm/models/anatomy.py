@@ -134,6 +134,9 @@ class BlockAnatomy:
 
     def __post_init__(self) -> None:
         _check_projection(self.proj)
+        heads = getattr(self.attention, "num_heads", 1)
+        if isinstance(heads, int) and heads < 1:
+            raise UnsupportedModelError(f"The attention has {heads} heads; a positive number works.")
 
     @property
     def norms(self) -> tuple[NormAnatomy, ...]:

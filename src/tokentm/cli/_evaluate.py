@@ -216,7 +216,8 @@ def _tell_failures(results: "Results") -> None:
     failures = results.failures()
     names = {name for found in failures.values() for name in found}
     if names and len(names) == len(results) and all(row is not None for row in results.columns["failure"].flat):
-        raise DatasetError(f"None of the {len(results)} images could be evaluated: {next(iter(failures)).rstrip(".")}.")
+        reason = next(iter(failures)).rstrip(".")
+        raise DatasetError(f"None of the {len(results)} images could be evaluated: {reason}.")
     for reason, found in list(failures.items())[:3]:
         tell(f"Failed: {reason} ({len(found)} image{'s' * (len(found) != 1)}).", "yellow")
     if names:

@@ -1,4 +1,4 @@
-# Every target makes .venv by itself; nothing but Python 3.11+, gcc and make has to be there.
+# Targets make .venv by themselves; nothing but Python 3.11+, gcc and make has to be there (minimum-check: uv too).
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -8,16 +8,16 @@ STAMP := .venv/.installed
 
 help:
 	@echo "make demo         explain scenes and photos with the bundled models, write tokentm-demo.png"
-	@echo "make evaluate     measure eight methods on 500 scenes, write out/evaluate-shapes/report.html"
+	@echo "make evaluate     measure eight methods on 500 objects, write out/evaluate-shapes/report.html"
 	@echo "make test         run the tests"
 	@echo "make check        lint, types, spelling, dead code, site, tests: what CI runs"
 	@echo "make docs         build the site strictly into build/site"
-	@echo "make release-check  build, check and install wheel and source archive in an empty environment"
+	@echo "make release-check  build and check wheel and source archive, install the wheel in an empty environment"
 	@echo "make minimum-check  install and run with the lowest versions that pyproject.toml allows"
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make supported-models  examine every ViT entry of timm, write docs/supported-models.md"
 	@echo "make test-ray     run the tests on a real Ray: two workers, two nodes, kills"
-	@echo "make train-shapes train the bundled model again (up to an hour on two cores)"
+	@echo "make train-shapes train the bundled model shapes again, into runs/shapes (up to an hour on two cores)"
 	@echo "make bench        time and memory beside peers, write docs/benchmarks.md (over 10 minutes)"
 	@echo "make clean        remove everything that these targets made"
 
@@ -47,7 +47,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Words, and code that nothing reaches: what is listed in .vulture.py is reached by a framework.
+# Words, and code that nothing reaches: what is listed under [tool.vulture] in pyproject.toml is reached by a framework.
 prose: $(STAMP)
 	$(BIN)/codespell
 
@@ -66,7 +66,7 @@ release-check: $(STAMP)
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python scripts/check_dist.py dist
-	$(call environment,build/empty,--constraints constraints.txt dist/*.whl)
+	$(call environment,build/empty,-c constraints.txt dist/*.whl)
 	cd build && empty/bin/tokentm --version && empty/bin/tokentm demo --out empty/demo.png && empty/bin/tokentm methods >/dev/null
 
 # The lowest versions of what pyproject.toml names, with what those ask for; needs uv, which alone can choose them.

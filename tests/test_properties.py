@@ -325,6 +325,10 @@ BROKEN: dict[str, tuple[Callable[..., None], str, tuple[str, str, str]]] = {
         the_same_question_gets_the_same_answer, "gae",
         ("tokentm.methods.gae", "return row", "import torch\n    return row + torch.rand_like(row)"),
     ),
+    "targets come back in another order": (
+        each_target_is_answered_as_if_alone, "gae",
+        ("tokentm.session", "in classes.unbind(1)", "in classes.flip(1).unbind(1)"),
+    ),
     "the first head is taken for all": (
         names_of_heads_and_classes_do_not_matter, "gae",
         ("tokentm.methods.gae", "gradient=True).mean(1)\n    return", "gradient=True)[:, 0]\n    return"),

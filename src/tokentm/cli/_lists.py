@@ -53,7 +53,7 @@ def models(
     for name, what in BUNDLED.items():
         table.add_row(f"[bold]{name}[/bold]", what)
     for name, what in (
-        ("vit_base_patch16_224", "any timm ViT by name, weights from the hub"),
+        ("vit_base_patch16_224", "a timm ViT with a classifier, by name, weights from the hub"),
         ("hf:org/name", "a timm or transformers classifier on the hub"),
         ("torchvision:vit_b_16", "a torchvision ViT with its default weights"),
         ("open_clip:ViT-B-32/openai", "an image–text model of open_clip; targets are texts"),

@@ -56,9 +56,10 @@ TABLES = {
         "shapes:500",
         ("--limit", "500", "--model", "shapes", "--explain", "target", "--protocols", "perturbation,segmentation",
          "--methods", EIGHT, "--batch-size", "32"),
-        "500 labelled objects in 341 scenes, the bundled model; `make evaluate` is this run. Half of the scenes show two objects, so that only "
-        "68 % of the labelled objects are also the predicted one. Blacking pixels out paints a new object into the "
-        "scene, and objects lie near the middle: the floor `center` is strong when the most relevant pixels go first. "
+        "500 labelled objects in 341 scenes, the bundled model; `make evaluate` is this run. Half of the scenes show "
+        "two objects, so that only 68 % of the labelled objects are also the predicted one. Blacking pixels out paints "
+        "a new object into the scene, and objects lie near the middle: the floor `center` is strong when the most "
+        "relevant pixels go first. "
         "The next table leaves patches out instead of painting over them.",
     ),
     "shapes-drop": Table(
@@ -126,8 +127,8 @@ def page(runs: Path) -> str:
         "",
         "Made by `python scripts/results.py`; every figure with its 95 % bootstrap interval over images. `random` and",
         "`center` are floors: they look neither at the model nor at the class. ↑ and ↓ say which end is good, bold is",
-        "the best. KIT is a folder outside the checkout with photos of ImageNet and COCO and a DINOv2 model; `tokentm datasets`",
-        "says how it lies.",
+        "the best. KIT is a folder outside the checkout with photos of ImageNet and COCO and a DINOv2 model;",
+        "`tokentm datasets` says how it lies.",
     ]
     for name, table in TABLES.items():
         try:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 import tokentm
 from tests.support.mutants import mutant
+from tests.support.zoo import build
+from tokentm.backward import BACKWARD
 from tokentm.models.anatomy import Readout
 from tokentm.recorder import record
 from tokentm.taps import readout_rows
@@ -79,8 +81,23 @@ def test_mutants_go_red(old: str, new: str, off: object) -> None:
         assert off([1, 4]) > 1e-6
 
 
-def trace(model: torch.nn.Module, images: Tensor) -> Trace:
-    return record(tokentm.load_model(model), images, GRADIENTS).trace(torch.tensor([3, 1]))
+def trace(model: torch.nn.Module, images: Tensor, rule: str = "plain") -> Trace:
+    return record(tokentm.load_model(model), images, GRADIENTS, BACKWARD[rule].mode).trace(torch.tensor([3, 1]))
+
+
+def same_as_autograd(
+    model: torch.nn.Module, images: Tensor, near: float, monkeypatch: pytest.MonkeyPatch, rule: str = "plain"
+) -> None:
+    ours = trace(model, images, rule)
+    monkeypatch.setattr(Readout, "prefix_alone", property(lambda _: False))
+    plain = trace(model, images, rule)
+    assert torch.equal(ours.logits, plain.logits)
+    for own, other in zip(
+        [*(block.grad for block in ours.blocks), ours.image_grad],
+        [*(block.grad for block in plain.blocks), plain.image_grad],
+        strict=True,
+    ):
+        assert float((own - other).abs().max()) <= near * float(other.abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -92,17 +109,34 @@ def test_models_get_the_gradients_of_autograd(name: str, dtype: torch.dtype, mon
     options = {"global_pool": pool, "class_token": False} if pool else {}
     model = timm.create_model(name, img_size=size, depth=3, num_classes=5, **options).to(dtype).eval()
     images = torch.randn(2, 3, size, size, dtype=dtype)
-    ours = trace(model, images)
-    monkeypatch.setattr(Readout, "prefix_alone", property(lambda _: False))
-    plain = trace(model, images)
-    assert torch.equal(ours.logits, plain.logits)
-    near = 1e-13 if dtype == torch.float64 else 3e-6
-    for own, other in zip(
-        [*(block.grad for block in ours.blocks), ours.image_grad],
-        [*(block.grad for block in plain.blocks), plain.image_grad],
-        strict=True,
-    ):
-        assert float((own - other).abs().max()) <= near * float(other.abs().max())
+    same_as_autograd(model, images, 1e-13 if dtype == torch.float64 else 3e-6, monkeypatch)
+
+
+def small() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("rule", list(BACKWARD))
+def test_backward_rules_shape_the_last_block_too(
+    rule: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(2, 3, 64, 64, dtype=dtype)
+    # Where a rule is active nothing is left out, so that not a bit differs; the plain gradient differs by rounding.
+    near = 0.0 if rule != "plain" else 1e-13 if dtype == torch.float64 else 3e-6
+    same_as_autograd(small().to(dtype), images, near, monkeypatch, rule)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_under_autocast(library: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = small() if library == "timm" else build("torchvision-vit")
+    side = 64 if library == "timm" else 32
+    images = torch.randn(2, 3, side, side)
+    with torch.autocast("cpu", dtype=dtype):
+        same_as_autograd(model, images, 0.05, monkeypatch)
 
 
 @pytest.mark.parametrize(("pool", "taken"), [("token", True), ("avg", False)])

@@ -141,6 +141,7 @@ def record(
     anatomy = model.anatomy
     anatomy.check_images(*images.shape[1:])
     taken = _slots(signals, None, anatomy)
+    taken.plain = rule is nullcontext
     layer_logits: tuple[Tensor, ...] = ()
     with torch.inference_mode(False), torch.set_grad_enabled(signals.needs_backward):
         inputs = model.inputs(images)

@@ -97,7 +97,8 @@ def _arrive(taken: Taken, index: int, anatomy: Anatomy, tokens: Tensor) -> Tenso
         if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & taken.signals and not tokens.requires_grad:
             tokens = replaced = tokens.detach().requires_grad_(True)  # the graph starts at the first block
     taken.tokens_in[index] = tokens
-    taken.few_rows = index == len(anatomy.blocks) - 1 and anatomy.pool is None and anatomy.readout.prefix_alone
+    last = index == len(anatomy.blocks) - 1 and anatomy.pool is None
+    taken.few_rows = taken.plain and last and anatomy.readout.prefix_alone
     return replaced
 
 

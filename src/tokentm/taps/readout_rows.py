@@ -59,7 +59,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _linear_backward(grad.flatten(0, -2), *ctx.saved_tensors).view(ctx.shape), None, None
+        with torch.autocast(grad.device.type, enabled=False):  # the types are those of the forward pass already
+            return _linear_backward(grad.flatten(0, -2), *ctx.saved_tensors).view(ctx.shape), None, None
 
 
 @final
@@ -75,7 +76,8 @@ class _Attention(torch.autograd.Function):
         given = ctx.saved_tensors[0].dtype
         wide = torch.promote_types(given, torch.float32)
         query, key, value, arriving = (part.to(wide) for part in (*ctx.saved_tensors, grad))
-        found = _attention_backward(query, key, value, arriving, ctx.scale)
+        with torch.autocast(grad.device.type, enabled=False):
+            found = _attention_backward(query, key, value, arriving, ctx.scale)
         return found[0].to(given), found[1].to(given), found[2].to(given), None, None
 
 

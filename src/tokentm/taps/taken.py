@@ -86,5 +86,6 @@ class Taken:
     grid: tuple[int, int] | None = None
     inside: int | None = None  # slot whose attention is running
     closed: bool = False  # the forward pass is over; what still runs (heads over other layers) is not collected
-    few_rows: bool = False  # the last block is running, and the head reads none of its patch tokens
+    plain: bool = False  # no backward rule shapes this pass
+    few_rows: bool = False  # such a pass is in the last block, and the head reads none of its patch tokens
     frozen: set[int] = field(default_factory=set)  # ids of the parameters that are frozen for the recording only

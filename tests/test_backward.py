@@ -13,6 +13,7 @@ from tests.support import zoo
 from tests.support.mutants import mutant
 from tests.support.zoo import ZOO, Specimen, build, image_batch
 from tokentm.backward import BACKWARD
+from tokentm.backward._functions import rms_norm_scale_constant
 from tokentm.models import describe
 from tokentm.recorder import record
 from tokentm.trace import Signal, Trace
@@ -259,3 +260,14 @@ def test_the_model_is_as_it_was(rule: str) -> None:
     assert [(type(part), part.training, sorted(vars(part))) for part in model.modules()] == modules
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_epsilon_of_rms_norm_is_that_of_the_kernel(dtype: torch.dtype) -> None:
+    """The gradient with a constant denominator is one over it: what the kernel divides by, whatever its epsilon."""
+    torch.manual_seed(0)
+    x = (0.05 * torch.randn(4, 64)).to(dtype).requires_grad_()
+    y = rms_norm_scale_constant(x, (64,))
+    (factor,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, F.rms_norm(x, (64,)))
+    torch.testing.assert_close(factor * x, y, rtol=0.02, atol=0.01)

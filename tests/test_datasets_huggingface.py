@@ -190,3 +190,21 @@ def test_names_of_the_hub_are_looked_for_in_the_cache_only(library: Any) -> None
     with refused(DatasetError, r"'nobody/nothing' cannot be opened by the datasets library .*download=True fetches it"):
         open_dataset("hf-dataset:nobody/nothing@test")
     assert before == library.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_opacity_is_no_mask(library: Any, tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGBA", (3, 2), (0, 0, 0, 255))
+    picture.putpixel((1, 0), (255, 255, 255, 255))
+    buffer = io.BytesIO()
+    picture.convert(mode).save(buffer, format="PNG")
+    assert Image.open(buffer).mode == mode
+    columns = {
+        "photo": [{"bytes": encoded(RED), "path": None}],
+        "mask": [{"bytes": buffer.getvalue(), "path": None}],
+    }
+    features = library.Features({"photo": library.Image(), "mask": library.Image()})
+    library.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "saved"))
+    found = open_huggingface(tmp_path / "saved")[0].mask
+    assert found is not None
+    assert found.tolist() == [[False, True, False], [False, False, False]]

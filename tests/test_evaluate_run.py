@@ -18,7 +18,7 @@ import tokentm
 from tests.support.scenes import METHODS, Scenes, contents, worker
 from tests.support.sentences import assert_one_sentence
 from tokentm.engines.local import LocalEngine
-from tokentm.errors import InputError, OutputError, TokentmError
+from tokentm.errors import ImageError, InputError, OutputError, TokentmError
 from tokentm.evaluate import store as store_module
 from tokentm.evaluate.decoding import seen_mask
 from tokentm.evaluate.protocols._perturb import fill
@@ -399,3 +399,12 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> 
         done = subprocess.run(arguments, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] < peaks[0] + 40, f"MiB at 64 and at 768 images: {peaks}"
+
+
+def test_a_transform_that_the_model_cannot_take_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as error:
+        tokentm.evaluate(
+            "shapes", "shapes:2", ["center"], ["saco"], transform=ImageTransform(resize=(40, 40)), out=tmp_path / "run"
+        )
+    assert_one_sentence(error.value)
+    assert not (tmp_path / "run").exists()

@@ -18,8 +18,9 @@ from tests.support.sentences import assert_one_sentence
 from tests.support.unchecked import unchecked
 from tests.support.zoo import PROMPTS, build, hf_letters, image_batch, letters
 from tokentm.errors import InputError, ModelLoadError, TargetError, UnsupportedModelError
+from tokentm.evaluate.spec import ModelSpec
 from tokentm.models import VisionModel, describe, image_text
-from tokentm.models.image_text import ImageText
+from tokentm.models.image_text import ImageText, lock_of
 
 BOTH = ["open-clip", "transformers-siglip-text"]
 TOKENIZERS: dict[str, Any] = {"open-clip": letters, "transformers-siglip-text": hf_letters}
@@ -296,3 +297,17 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 )
 def test_names_that_open_clip_does_not_know(name: str, words: str) -> None:
     refused(words, lambda: tokentm.load_model(name), ModelLoadError)
+
+
+def test_other_prompts_are_another_model_to_a_run() -> None:
+    model = image_text(bare("open-clip"), letters, ["a cat", "two dogs"])
+    same, other = model.with_prompts(["a cat", "two dogs"]), model.with_prompts(["the sea", "grass"])
+    assert ModelSpec.of(model) == ModelSpec.of(same) != ModelSpec.of(other)
+
+
+def test_wrappers_of_one_model_take_turns() -> None:
+    model = image_text(bare("open-clip"), letters, ["a cat"])
+    other = model.with_prompts(["a dog"])
+    assert model.module is not other.module
+    assert lock_of(model.module) is lock_of(other.module) is lock_of(model.module.model)
+    assert lock_of(model.module) is not lock_of(build("timm-vit"))

@@ -25,7 +25,7 @@ from tokentm.methods import METHODS
 from tokentm.methods.registry import Method, NoOptions
 from tokentm.methods.tokentm import TokenTMConfig
 from tokentm.models import describe
-from tokentm.recorder import Recording, record
+from tokentm.recorder import Recording, predict, record
 from tokentm.session import Request
 from tokentm.trace import Signal, Trace
 
@@ -451,3 +451,21 @@ def test_a_backward_pass_changes_nothing_and_can_be_repeated() -> None:
         first, again = (METHODS["gae"](recording.trace(TARGETS, keep=keep)) for keep in (True, False))
     assert torch.equal(first, again)
     assert differences(before, fingerprint(model, images)) == []
+
+
+def test_autocast_keeps_no_copy_of_weights_that_were_made_for_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    real = F.linear
+
+    def watched(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight.requires_grad and weight.is_leaf and not isinstance(weight, nn.Parameter):
+            seen.append(torch.is_autocast_cache_enabled())
+        return real(x, weight, bias)
+
+    model = describe(build("torchvision-vit"))
+    monkeypatch.setattr("tokentm.taps.attention.F.linear", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predict(model, image_batch("torchvision-vit"))
+        assert torch.is_autocast_cache_enabled()
+    assert seen
+    assert not any(seen)

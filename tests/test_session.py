@@ -6,7 +6,9 @@ from torch import nn
 
 from tests.support.mutants import mutant
 from tests.support.zoo import build, image_batch
+from tokentm.errors import InputError
 from tokentm.methods import METHODS
+from tokentm.methods.beyond_intuition import BeyondIntuitionConfig
 from tokentm.models import VisionModel, describe
 from tokentm.session import Recordings, Request, run
 from tokentm.trace import Signal
@@ -82,3 +84,14 @@ def test_forgetting_which_class_was_asked_goes_red(model: VisionModel) -> None:
         run(model, images, 2, asked, kept)
         wrong = run(model, images, 5, asked, kept)[0].relevance
     assert not torch.equal(wrong, run(model, images, 5, asked)[0].relevance)
+
+
+def test_after_a_method_has_failed_the_next_one_is_answered(model: VisionModel) -> None:
+    images = image_batch("timm-vit")
+    recordings = Recordings(model, images)
+    late = Request.parse("beyond_intuition_h", BeyondIntuitionConfig(start_block=9))
+    with pytest.raises(InputError):
+        run(model, images, 0, [late], recordings)
+    (found,) = run(model, images, 0, [Request.parse("gae")], recordings)
+    (alone,) = run(model, images, 0, [Request.parse("gae")])
+    assert torch.equal(found.relevance, alone.relevance)

@@ -176,7 +176,11 @@ def predict(
         model: From ``load_model`` or ``describe``.
         images: Normalised input.
         keep: Patch tokens (counted from the first patch) that enter the blocks, beside all prefix tokens.
+
+    Raises:
+        ImageError: The images have a size or number of channels that the model cannot take.
     """
+    model.anatomy.check_images(*images.shape[1:])
     taken = _slots(Signal(0), keep, model.anatomy)
     with torch.no_grad(), attached(model.module, model.anatomy, taken):
         logits = model.anatomy.logits(model.module(model.inputs(images)))

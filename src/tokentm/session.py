@@ -177,9 +177,11 @@ def run(
     answers: dict[int, Answer] = {}
     for rule in dict.fromkeys(request.backward for request in requests):
         asked = {place: request for place, request in enumerate(requests) if request.backward == rule}
-        answers |= _run_rule(recordings, target, rule, asked)
-        if not recordings.keep:
-            recordings.clear()
+        try:
+            answers |= _run_rule(recordings, target, rule, asked)
+        finally:
+            if not recordings.keep:
+                recordings.clear()
     return [answers[place] for place in range(len(requests))]
 
 

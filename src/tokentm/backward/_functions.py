@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokentm._numerics import rms_norm_eps
+
 __all__ = [
     "BALANCED",
     "attention_constant",
@@ -148,7 +150,7 @@ def rms_norm_scale_constant(
     with torch.no_grad():
         wide = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = tuple(range(-len(normalized_shape), 0))
-        epsilon = torch.finfo(input.dtype).eps if eps is None else eps
+        epsilon = rms_norm_eps(input.dtype) if eps is None else eps
         factor = torch.rsqrt(wide.square().mean(axes, keepdim=True) + epsilon)
         factor = factor if weight is None else factor * weight.to(wide.dtype)
     normed: Tensor = _ScaledNorm.apply(input, value, factor, len(normalized_shape), False)

@@ -266,20 +266,40 @@ def _multiplied_by_matrix(separate: bool) -> Handler:
 
 
 def _convolved(separate: bool) -> Handler:
+    def share_pixels(relevance: Tensor, layer: Layer, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return (share_of_pixels(relevance, layer, x, weight),)
+
     def share(relevance: Tensor, layer: Layer, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        if x.shape[1] == 3:  # the public code knows the input layer by its three channels
-            return (share_of_pixels(relevance, layer, x, weight),)
         return (share_of_inputs(relevance, layer, x.clamp(min=0), x.clamp(max=0), weight, separate),)
 
     def run(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return torch.conv2d(x, weight, bias, *args, **kwargs)
 
-        return _affine(layer, share, input, weight, bias)
+        # The public code knows the layer that sees the pixels by three channels; here they may be more or fewer.
+        pixels = input.is_leaf or input.shape[1] == 3
+        return _affine(layer, share_pixels if pixels else share, input, weight, bias)
 
     return run
 
 
+def _in_place(func: Handler, handler: Handler) -> Handler:
+    """What ``x += y`` and ``x.add_(y)`` are: the same sum, written over ``x``."""
+
+    def run(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        if not any(map(_active, (input, *args))):
+            return func(input, *args, **kwargs)
+        return input.copy_(handler(input.clone(), *args, **kwargs))
+
+    return run
+
+
+_IN_PLACE: dict[Any, tuple[Any, ...]] = {
+    torch.Tensor.add: (torch.Tensor.add_, torch.Tensor.__iadd__),
+    torch.Tensor.sub: (torch.Tensor.sub_, torch.Tensor.__isub__),
+    torch.Tensor.mul: (torch.Tensor.mul_, torch.Tensor.__imul__),
+    torch.Tensor.div: (torch.Tensor.div_, torch.Tensor.__itruediv__),
+}
 _UNCHANGED = (
     F.gelu, F.silu, F.relu, F.mish, F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm, F.normalize,
     F.softmax, torch.softmax, torch.Tensor.softmax,
@@ -304,5 +324,6 @@ def relevance_handlers(*, separate: bool, renormalise: bool) -> dict[Any, Handle
     handlers[F.scaled_dot_product_attention] = _attended
     handlers |= dict.fromkeys((torch.rsqrt, torch.Tensor.rsqrt), rsqrt_constant)  # an RMSNorm spelled out
     handlers = {func: _in_float64(handler) for func, handler in handlers.items()}
+    handlers |= {written: _in_place(written, handlers[func]) for func, found in _IN_PLACE.items() for written in found}
     handlers |= dict.fromkeys((torch.matmul, torch.Tensor.matmul), _multiplied_by_matrix(separate))
     return handlers | {F.linear: _linear(separate), torch.conv2d: _convolved(separate)}

@@ -27,6 +27,7 @@ _SAVED: Final = ("state.json", "dataset_dict.json")
 _EXTRA: Final = "datasets"
 _LABELS: Final = ("label", "labels", "fine_label", "class", "target")
 _MASKS: Final = ("mask", "segmentation", "annotation", "seg")
+_WITH_OPACITY: Final = ("LA", "PA", "RGBA")  # says nothing of where the object is
 _DAMAGED: Final = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 # Of the library, on files that are not its own or that were changed.
 _FAULTS: Final = (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError)
@@ -80,8 +81,8 @@ class HuggingFaceDataset:
         if self.mask is None:
             return Example(key, photo, label)
         with _picture(row[self.mask], f"The mask of row {key} of {self.name}") as picture:
-            mask = np.asarray(picture)
-        mask = (mask if mask.ndim == 2 else mask[..., :3].max(axis=-1)) > 0
+            mask, opacity = np.asarray(picture), picture.mode in _WITH_OPACITY
+        mask = (mask if mask.ndim == 2 else mask[..., : mask.shape[-1] - opacity].max(axis=-1)) > 0
         check_size(f"The mask of row {key} of {self.name}", mask, photo)
         return Example(key, photo, label, mask)
 

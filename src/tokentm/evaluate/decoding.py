@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from tokentm.datasets.registry import Dataset, Example
 from tokentm.errors import ImageError, InputError, TokentmError
 from tokentm.models import ImageTransform
 
-__all__ = ["Decoded", "Decoder", "check_transform", "reason_of", "seen_mask"]
+__all__ = ["Decoded", "Decoder", "check_transform", "input_size", "reason_of", "seen_mask"]
 
 _ROUNDING: Final = 1e-6  # pixels by which the edge of the seen box may miss that of the photo
 
@@ -151,6 +151,13 @@ def _see(example: Example, transform: ImageTransform) -> _Seen:
 def _stack(planes: Sequence[Tensor | None], missing: bool, good: Sequence[_Seen]) -> Tensor:
     shape = good[0].image.shape[1:]
     return torch.stack([torch.full(shape, missing) if plane is None else plane for plane in planes])
+
+
+def input_size(transform: ImageTransform) -> tuple[int, int]:
+    """Height and width of what a transform that passed ``check_transform`` gives."""
+    size: Any = transform.crop or transform.resize
+    height, width = size
+    return height, width
 
 
 def check_transform(transform: ImageTransform | None, model: str) -> ImageTransform:

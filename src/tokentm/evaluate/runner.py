@@ -15,7 +15,7 @@ from tokentm.datasets.sample import Sample
 from tokentm.engines.contract import Engine
 from tokentm.engines.local import LocalEngine
 from tokentm.errors import DatasetError, InputError
-from tokentm.evaluate.decoding import check_transform
+from tokentm.evaluate.decoding import check_transform, input_size
 from tokentm.evaluate.gallery import write_gallery
 from tokentm.evaluate.presets import PRESETS, Preset
 from tokentm.evaluate.registry import PROTOCOLS
@@ -128,6 +128,7 @@ def prepare(
     labels = match_labels(data, vision, partial=not needed) if data.has_labels else None
     wanted = transform or (chosen.transform_for(vision) if chosen else None) or vision.transform
     seen = check_transform(wanted, vision.name)
+    vision.anatomy.check_images(vision.anatomy.channels, *input_size(seen))
     spec = RunSpec(
         model=ModelSpec.of(vision),
         data=_short_name(data.name),

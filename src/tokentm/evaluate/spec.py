@@ -169,6 +169,8 @@ def _weights_digest(model: VisionModel) -> str:
             continue  # "extra state" of a module; nothing that a ViT computes with
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    if model.takes_text:  # its prompts are part of what it computes, and not of its state
+        digest.update(json.dumps(model.class_names).encode())
     return digest.hexdigest()
 
 

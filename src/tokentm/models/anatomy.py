@@ -11,6 +11,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from tokentm._numerics import rms_norm_eps
 from tokentm._typing import Float
 from tokentm.errors import ImageError, UnsupportedModelError
 from tokentm.models.transforms import ImageTransform
@@ -92,7 +93,7 @@ class NormAnatomy:
         module: Its first input is what it normalises, over the last axis.
         centred: LayerNorm subtracts the mean, RMSNorm does not.
         weight: Its gain, or None.
-        eps: Added to the variance or to the mean square; None for the smallest step of the type.
+        eps: Added to the variance or to the mean square; None for what ``F.rms_norm`` adds by itself.
     """
 
     module: nn.Module
@@ -104,7 +105,7 @@ class NormAnatomy:
         """One over what each token is divided by, float32 or wider."""
         wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         square = wide.var(-1, unbiased=False) if self.centred else wide.square().mean(-1)
-        return torch.rsqrt(square + (torch.finfo(x.dtype).eps if self.eps is None else self.eps))
+        return torch.rsqrt(square + (rms_norm_eps(x.dtype) if self.eps is None else self.eps))
 
 
 @final

@@ -1,9 +1,11 @@
 """An image–text model as a classifier: its classes are prompts, its logits are scaled cosine similarities."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,19 @@ from torch import Tensor, nn
 from tokentm._typing import Float
 from tokentm.errors import InputError
 
-__all__ = ["ImageText", "Towers"]
+__all__ = ["ImageText", "Towers", "lock_of"]
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def lock_of(module: nn.Module) -> threading.RLock:
+    """What two uses of one model take in turns: hooks, modes and ``requires_grad`` belong to it, not to a thread.
+
+    Image–text wrappers for different prompts are one model.
+    """
+    with _locks_guard:
+        return _locks.setdefault(module.model if isinstance(module, ImageText) else module, threading.RLock())
 
 
 @final
@@ -72,7 +86,7 @@ class ImageText(nn.Module):
         return F.linear(F.normalize(features, dim=-1), weight, None if bias is None else bias.expand(len(text)))
 
     def _encoded(self, prompts: list[str]) -> Float[Tensor, "k e"]:
-        with torch.inference_mode(False), torch.no_grad(), _evaluating(self.model):
+        with torch.inference_mode(False), torch.no_grad(), lock_of(self.model), _evaluating(self.model):
             return F.normalize(self.towers.text(self.model, prompts), dim=-1)
 
 

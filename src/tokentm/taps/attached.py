@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from tokentm.errors import InputError
 from tokentm.models.anatomy import Anatomy, NormAnatomy
+from tokentm.models.image_text import lock_of
 from tokentm.taps.attention import AttentionTap
 from tokentm.taps.subset import subset_positions, subset_tokens
 from tokentm.taps.taken import Taken
@@ -18,14 +18,11 @@ from tokentm.trace import Signal
 
 __all__ = ["attached"]
 
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_locks_guard = threading.Lock()
-
 
 @contextmanager
 def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None]:
     """Attach every hook and switch to ``module``; each undo is pushed the moment the change is made."""
-    with _lock_of(module), ExitStack() as undo:
+    with lock_of(module), ExitStack() as undo:
         for submodule in module.modules():
             if submodule.training:
                 submodule.training = False
@@ -168,9 +165,3 @@ def _pre(
 def _post(recording: int, after: Callable[[Any], None], _: nn.Module, __: Any, output: Any) -> None:
     if threading.get_ident() == recording:
         after(output)
-
-
-def _lock_of(module: nn.Module) -> threading.RLock:
-    # Hooks and requires_grad belong to the model, not to a thread: two recordings of one model take turns.
-    with _locks_guard:
-        return _locks.setdefault(module, threading.RLock())

@@ -46,7 +46,7 @@ class AttentionTap(TorchFunctionMode):
         # A strided input (tokens that were never joined to a class token) is multiplied in another order, with another
         # last bit, when the weight needs gradients, as the model's own do while they are not frozen.
         if not input.is_contiguous() and id(weight) in self._taken.frozen:
-            result = F.linear(input, weight.detach().requires_grad_(), bias)
+            result = _as_if_learning(input, weight, bias)
             result = result if input.requires_grad else result.detach()
         else:
             result = F.linear(input, weight, bias)
@@ -154,7 +154,7 @@ class AttentionTap(TorchFunctionMode):
     def _project(self, query: Tensor, key: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
         """Queries, keys and values (m, b, w) by the packed in-projection."""
         # With a weight that needs gradients F.linear multiplies a strided input in another order: its last bit differs.
-        weight = weight.detach().requires_grad_() if id(weight) in self._taken.frozen else weight
+        multiply = _as_if_learning if id(weight) in self._taken.frozen else F.linear
         width = query.shape[-1]
         if query is key:
             groups = [(query, weight, bias, 3)]
@@ -164,7 +164,7 @@ class AttentionTap(TorchFunctionMode):
             groups = list(parts)
         found: list[Tensor] = []
         for x, part, offset, count in groups:
-            packed = F.linear(x, part, offset)
+            packed = multiply(x, part, offset)
             self._taken.bias.watch(packed, offset, lambda grad: grad.transpose(0, 1))
             if count == 1:
                 found.append(packed)
@@ -172,6 +172,16 @@ class AttentionTap(TorchFunctionMode):
                 packed = packed.unflatten(-1, (count, width)).unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
                 found += packed.unbind(0)
         return found
+
+
+def _as_if_learning(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` with a weight that needs gradients."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # would keep the half-precision copy of each of these weights
+    try:
+        return F.linear(x, weight.detach().requires_grad_(), bias)
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 def _by_hand(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

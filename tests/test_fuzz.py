@@ -1,6 +1,6 @@
 """Files damaged in 500 ways, read by the real command: a result or one sentence, never a traceback, never half a file.
 
-Slow: about one minute on a free core for 500 files. ``TOKENTM_FUZZ=5000`` damages more.
+Slow: some minutes for 500 files. ``TOKENTM_FUZZ=5000`` damages more.
 """
 
 import json

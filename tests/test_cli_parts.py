@@ -10,6 +10,7 @@ import tokentm
 from tokentm.cli._options import fraction, parse_options, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError, OutputError
+from tokentm.methods.beyond_intuition import BeyondIntuitionConfig
 from tokentm.methods.rollout import RolloutConfig
 
 
@@ -18,6 +19,9 @@ def test_options_of_a_method_from_text() -> None:
     assert found == tokentm.TokenTMConfig(direction="scaled", ffn=False, init=False)
     assert parse_options(tokentm.METHODS["rollout"], ["start_block=1"]) == RolloutConfig(start_block=1)
     assert parse_options(tokentm.METHODS["tokentm"], []) == tokentm.TokenTMConfig()
+    for text, start in (("2", 2), ("none", None)):
+        found = parse_options(tokentm.METHODS["beyond_intuition_h"], [f"start_block={text}"])
+        assert found == BeyondIntuitionConfig(start_block=start)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +177,14 @@ def test_an_output_folder_that_cannot_be_made_leaves_no_parents(tmp_path: Path, 
     with pytest.raises(OutputError, match="cannot be used as an output folder"), output_folder(given):
         pass
     assert set(tmp_path.iterdir()) == {tmp_path / "file", photo}
+
+
+@pytest.mark.usefixtures("album")
+def test_results_that_are_not_named_after_photos() -> None:
+    photo = Path("day/a.jpg")
+    assert find_photos([photo], Path("day"), ("compare",)) == {"a": photo}  # a.png is not what is written
+    Image.new("RGB", (2, 2)).save("day/compare.png")
+    with pytest.raises(InputError, match=r"The result would replace day/compare\.png"):
+        find_photos([photo], Path("day"), ("compare",))
+    Path("day/compare.npz").touch()
+    assert find_photos([photo], Path("day"), ("compare",)) == {"a": photo}

@@ -99,3 +99,10 @@ def test_the_command_refuses_before_it_loads(tmp_path: Path) -> None:
         done = run(["compare", given, "--model", "nowhere/at/all", *arguments], tmp_path)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
         assert words in done.err
+
+
+def test_dollars_in_names_are_no_formula(tmp_path: Path) -> None:
+    photo = tmp_path / "US$5_$6.png"
+    Image.new("RGB", (40, 40), "red").save(photo)
+    found = tokentm.compare("shapes", photo, ["rollout", "attcat"], "ring")
+    assert draw_comparison(found).size == draw_comparison(tokentm.compare("shapes", [photo], ["rollout", "gae"])).size

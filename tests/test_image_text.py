@@ -311,3 +311,21 @@ def test_wrappers_of_one_model_take_turns() -> None:
     assert model.module is not other.module
     assert lock_of(model.module) is lock_of(other.module) is lock_of(model.module.model)
     assert lock_of(model.module) is not lock_of(build("timm-vit"))
+
+
+@pytest.mark.usefixtures("numbers_as_letters")
+def test_texts_on_the_server_stay_with_their_photo(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the page needs the extra 'web'")
+    from tokentm.web.desk import Desk
+    from tokentm.web.limits import Limits
+    from tokentm.web.models import Models
+
+    models = Models([f"open_clip:{open_clip_folder(tmp_path / 'clip')}"])
+    desk, (name,) = Desk(models, Limits()), [name for name in models.names if name not in tokentm.models.BUNDLED]
+    both = desk.compare("example:scene-2", name, ["a spoon", "a fork"], ["gae"])
+    assert [row["class"] for row in both["rows"]] == ["a spoon", "a fork"]
+    clicked = desk.explain(both["photo"], name, 1, "gae")
+    assert clicked["class"] == "a fork"
+    assert clicked["recording_reused"]
+    more = desk.explain(both["photo"], name, "snow", "gae")
+    assert [one["name"] for one in more["classes"]].count("a spoon") == 1

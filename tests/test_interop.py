@@ -80,3 +80,21 @@ def test_quantus_own_metric_takes_it(model: nn.Module) -> None:
 def _gini(values: np.ndarray) -> float:
     ordered, n = np.sort(values), len(values)
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
+
+
+def test_tuples_and_one_class_for_all_as_captum_hands_them_over(model: nn.Module) -> None:
+    images, attribution = image_batch(NAME), tokentm.as_captum(model, "tokentm")
+    expected = attribution.attribute(images, 3)
+    found = attribution.attribute((images,), torch.tensor([3]))
+    assert isinstance(found, tuple)
+    assert len(found) == 1
+    assert torch.equal(found[0], expected)
+    assert torch.equal(attribution.attribute(images, torch.tensor(3)), expected)
+
+
+def test_captums_sensitivity_takes_it(model: nn.Module) -> None:
+    metrics = pytest.importorskip("captum.metrics", reason="captum is not installed")
+    found = metrics.sensitivity_max(
+        tokentm.as_captum(model, "rollout").attribute, image_batch(NAME), target=3, n_perturb_samples=2
+    )
+    assert (found > 0).all()

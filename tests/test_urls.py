@@ -1,6 +1,7 @@
 """Photos behind addresses: fsspec's own stores stand for s3://, gs:// and hf://, which take the same path."""
 
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -118,3 +119,14 @@ def test_a_library_that_is_missing_is_named() -> None:
             open_image("s3://bucket/a.png")
     else:
         pytest.skip("s3fs is installed")
+
+
+def test_photos_in_an_archive_in_a_store(album: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "all.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name in PHOTOS:
+            packed.write(album / name, f"val/{name}")
+    files = find_urls(f"zip://val::file://{archive}")
+    assert [file.below for file in files] == sorted(PHOTOS)
+    for file in files:
+        assert np.array_equal(np.asarray(open_image(file.url)), np.asarray(Image.open(album / file.below)))

@@ -308,3 +308,31 @@ def test_nothing_is_cut_off_at_phone_width(browser: Any, served: Served, scheme:
     )
     assert unnamed == 0
     page.close()
+
+
+def test_a_tab_that_is_clicked_meanwhile_does_not_mix_photos(page: "Page") -> None:
+    """Another photo is chosen, and before its answer is there a tab is clicked: what is shown is of that photo."""
+    examples = page.locator("#examples button")
+    examples.nth(1).click()
+    pressed(page, "#examples", 1)
+    done(page)
+    expected, classes = picture(page), page.locator("#classes").inner_text()
+    examples.nth(0).click()
+    pressed(page, "#examples", 0)
+    done(page)
+    assert picture(page) != expected
+    for tab in ("compare", "tokens", "explain"):
+        examples.nth(0).click()
+        done(page)
+        page.evaluate(
+            "(tab) => { document.querySelectorAll('#examples button')[1].click();"
+            " document.querySelector('#tab-' + tab).click(); }",
+            tab,
+        )
+        page.wait_for_timeout(200)
+        done(page)
+        assert page.locator(f"#tab-{tab}").get_attribute("aria-selected") == "true"
+        page.locator("#tab-explain").click()
+        done(page)
+        assert picture(page) == expected
+        assert page.locator("#classes").inner_text() == classes

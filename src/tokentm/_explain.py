@@ -1,6 +1,7 @@
 """``explain()`` and ``compare()``: from images to relevance, for any method and any model."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def explain_requests(
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is too small; expected 1 or more.")
     count, batches = _batches(vision, images, batch_size)
-    one_for_all = target is None or isinstance(target, int | str)
+    one_for_all = target is None or isinstance(target, Integral | str)
     if not one_for_all:
         # Said here for the whole call, before any image is run.
         resolve_target(target, torch.zeros(count, vision.anatomy.num_classes), vision)
@@ -165,7 +166,13 @@ def _batches(vision: VisionModel, images: Images, size: int) -> tuple[int, Itera
 
     def prepare(low: int) -> tuple[Tensor, tuple[Source, ...]]:
         sources = tuple(_source(photo, low + offset) for offset, photo in enumerate(photos[low : low + size]))
-        return torch.stack([transform(source.photo) for source in sources if source.photo]), sources
+        inputs = [transform(source.photo) for source in sources if source.photo]
+        if len({tuple(part.shape) for part in inputs}) > 1:
+            raise ImageError(
+                f"The transform of {vision.name} gives inputs of different sizes (no crop), which are no batch; give "
+                "batch_size=1, or an ImageTransform with a crop."
+            )
+        return torch.stack(inputs), sources
 
     return len(photos), (prepare(low) for low in range(0, len(photos), size))
 

@@ -116,14 +116,17 @@ class Explanation:
     def image(self) -> tuple[Image.Image, ...]:
         """Each row's image as the model saw it.
 
-        Of a model without a known normalisation each tensor is stretched to its own minimum and maximum.
+        Of a model without a known normalisation each tensor is stretched to its own minimum and maximum; where it has
+        other than three channels their mean is shown in grey.
         """
         if self.model.transform is not None:
             pixels = self.model.transform.denormalise(self.inputs)
         else:
             low, high = self.inputs.amin((1, 2, 3), keepdim=True), self.inputs.amax((1, 2, 3), keepdim=True)
             stretched = (self.inputs - low) / (high - low).clamp_min(1e-12) * 255
-            pixels = stretched.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            if stretched.shape[1] != 3:
+                stretched = stretched.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            pixels = stretched.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         return tuple(Image.fromarray(pixels[index]) for index in self.image_index.tolist())
 
     def pixels(self, size: tuple[int, int] | None = None) -> Float[Tensor, "b y x"]:
@@ -195,6 +198,8 @@ class Explanation:
     def save(self, folder: str | Path, **drawing: Any) -> list[Path]:
         """Write ``NAME.png`` (overlay), ``NAME.npz`` (arrays) and ``NAME.json`` (manifest) per row.
 
+        Photos of the same name in several folders are numbered: ``x``, ``x-2``.
+
         Args:
             folder: Made when it does not exist.
             drawing: As for ``overlay``.
@@ -218,11 +223,22 @@ class Explanation:
     def stem(self, folder: str | Path, row: int) -> Path:
         """Path of a row's files in ``folder``, without suffix."""
         image = int(self.image_index[row])
-        name = self.sources[image].name
+        name = self._names[image]
         if int((self.image_index == image).sum()) > 1:
             rank = int((self.image_index[: row + 1] == image).sum())
             name = f"{name}-{rank}-{safe_stem(self.class_name[row])}"
         return Path(folder) / name
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """What each image's files are called: its own name, numbered where an earlier image has it already."""
+        names: dict[str, str] = {}
+        for source in self.sources:
+            name, count = source.name, 2
+            while name.casefold() in names:
+                name, count = f"{source.name}-{count}", count + 1
+            names[name.casefold()] = name
+        return tuple(names.values())
 
     def files(self, row: int, picture: Image.Image) -> dict[str, bytes]:
         """Content of a row's files by suffix, as ``save`` writes them; ``picture`` is its overlay."""

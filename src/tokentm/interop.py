@@ -26,14 +26,25 @@ class CaptumAttribution:
         self._options = options
 
     def attribute(
-        self, inputs: Float[Tensor, "b c y x"], target: int | Tensor | list[int] | None = None
-    ) -> Float[Tensor, "b c y x"]:
+        self, inputs: Tensor | tuple[Tensor], target: int | Tensor | list[int] | None = None
+    ) -> Tensor | tuple[Tensor]:
         """Relevance in the shape of ``inputs``: upsampled to pixels, spread evenly over the channels.
 
         Args:
-            inputs: Normalised images.
-            target: As captum takes it: one class, or one per image.
+            inputs: Normalised images (b, c, y, x), alone or as the tuple of one that captum's metrics hand over.
+            target: As captum takes it: one class, or one per image; a tensor of one element counts for all images.
+
+        Returns:
+            (b, c, y, x), in a tuple if ``inputs`` came in one.
         """
+        if isinstance(inputs, tuple):
+            (images,) = inputs
+            return (self._of(images, target),)
+        return self._of(inputs, target)
+
+    def _of(self, inputs: Float[Tensor, "b c y x"], target: Any) -> Float[Tensor, "b c y x"]:
+        if isinstance(target, Tensor) and target.numel() == 1:
+            target = int(target)
         shape = inputs.shape
         found = explain(
             self._model, inputs, target, self._method, options=self._options, batch_size=max(1, len(inputs))

@@ -64,6 +64,9 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 if isinstance(error, TokentmError):
                     tell(f"Error: {error}")
                     raise typer.Exit(EXIT_BAD_INPUT) from error
+                if type(error).__name__ == "OutOfMemoryError":  # torch's; --help must not wait for torch to load
+                    tell("Error: The device has too little memory left; a smaller --batch-size or --device cpu works.")
+                    raise typer.Exit(EXIT_BAD_INPUT) from error
                 tell(
                     f"Unexpected {type(error).__name__}: {_first_line(error)}; "
                     "this is a bug of tokentm, run again with --debug and report what it prints."

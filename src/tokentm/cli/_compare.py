@@ -48,7 +48,7 @@ def compare(
         from tokentm.report.comparison import draw_comparison
 
         chosen = _chosen(methods, backward)
-        sources = find_photos(photos, to)
+        sources = find_photos(photos, to, ("compare",))
     with output_folder(to):
         with err.status(f"Loading {escape(model)}…"):
             vision = load(model, arch, device, precision)

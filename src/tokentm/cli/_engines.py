@@ -37,7 +37,7 @@ GpusOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        parser=whole_number(0), metavar="N", help="Ray workers [as many as fit], or processes here that read images."
+        parser=whole_number(0), metavar="N", help="Ray workers \\[as many as fit], or processes here that read images."
     ),
 ]
 

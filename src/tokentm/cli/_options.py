@@ -60,7 +60,7 @@ PrecisionOption = Annotated[
         "--precision",
         parser=precision,
         metavar="|".join(_PRECISIONS),
-        help="What the model computes in; relevance is float32 or wider. [as its weights are]",
+        help="What the model computes in; relevance is float32 or wider. \\[as its weights are]",
     ),
 ]
 
@@ -87,6 +87,10 @@ def parse_options(method: "Method", pairs: list[str]) -> Any:
 
 
 def _value(name: str, text: str, kind: Any) -> Any:
+    if type(None) in get_args(kind):
+        if text.lower() == "none":
+            return None
+        (kind,) = (part for part in get_args(kind) if part is not type(None))
     choices = get_args(kind)
     if kind is bool:
         if text.lower() not in _TRUTH:

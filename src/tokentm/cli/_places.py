@@ -26,7 +26,9 @@ def output_folder(folder: Path) -> Iterator[None]:
                 part.rmdir()
 
 
-def find_photos(given: Sequence[str | Path], results: Path) -> dict[str, str | Path]:
+def find_photos(
+    given: Sequence[str | Path], results: Path, written: Sequence[str] | None = None
+) -> dict[str, str | Path]:
     """Every photo in ``given`` once, with the name its results get in the folder ``results``.
 
     What is given are paths, or addresses in object stores, of photos and folders.
@@ -34,6 +36,11 @@ def find_photos(given: Sequence[str | Path], results: Path) -> dict[str, str | P
     The name is the path below the folder it was found in, without suffix; of several folders given, the folder's own
     name stands before it. Photos that would get the same name (``a.jpg`` and ``a.png``) keep their suffix as part of
     it. Results of an earlier run are not taken for photos.
+
+    Args:
+        given: As users type it.
+        results: The folder of the results.
+        written: Names of the results without suffix, if they are not those of the photos.
 
     Raises:
         ImageError: There is no such file, or no image in a folder.
@@ -57,11 +64,12 @@ def find_photos(given: Sequence[str | Path], results: Path) -> dict[str, str | P
             photos.setdefault(real, path)
             below.setdefault(real, _below(place, path, several))
     named = dict(zip(_distinct(list(below.values())), photos.values(), strict=True))
-    for name, photo in named.items():
+    for name in named if written is None else written:
         picture, *numbers = (results / f"{name}{suffix}" for suffix in (".png", ".npz", ".json"))
         if picture.resolve() in photos or (os.path.lexists(picture) and not any(map(os.path.lexists, numbers))):
+            whose = f"of {named[name]} " if written is None else ""
             raise InputError(
-                f"The result of {photo} would replace {picture}, which is no earlier result; give another --out."
+                f"The result {whose}would replace {picture}, which is no earlier result; give another --out."
             )
     return named
 

@@ -66,7 +66,8 @@ class RayEngine:
         check_installed()
         shared = pack(job)
         with _connected(self, shared.nbytes) as ray:
-            pool = _Pool(ray, self, shared, _room(ray, self))
+            batches = sum(len(job.batches_of(part)) for part in parts)
+            pool = _Pool(ray, self, shared, min(_room(ray, self), batches))
             try:
                 yield from _parts(pool, job, parts, tick)
             finally:
@@ -177,7 +178,7 @@ class _Pool:
     def _start(self) -> None:
         place = _Place(self._kind.remote())
         # In a list it arrives as a reference: versions are compared before anything of the job is unpacked.
-        ref = place.actor.start.remote([self._shared], self._engine.device, versions())
+        ref = place.actor.start.remote([self._shared], self._engine.device, versions(), os.getcwd())
         self._starting[ref] = place
 
     def _started(self, ref: Any) -> None:
@@ -247,10 +248,12 @@ class _Worker:
     def __init__(self) -> None:
         self._reading, self._computing = threading.Lock(), threading.Lock()
 
-    def start(self, shared: list[Any], device: str, wanted: dict[str, str]) -> None:
+    def start(self, shared: list[Any], device: str, wanted: dict[str, str], folder: str) -> None:
         """Take over the job; a second worker of a node finds the weights there."""
         import ray
 
+        with suppress(OSError):  # another machine may have no such folder
+            os.chdir(folder)  # paths of photos start here
         mine = versions()
         differing = [name for name in wanted if wanted[name] != mine.get(name)]
         if differing:
@@ -285,7 +288,10 @@ def _connected(engine: RayEngine, job_bytes: int) -> Iterator[Any]:
     if not address.startswith("ray://"):
         options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
-        cores = max(os.cpu_count() or 1, engine.workers or 1)
+        cores = max(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            engine.workers or 1,
+        )
         options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE + 2 * job_bytes}
     else:
         _check_answers(address)

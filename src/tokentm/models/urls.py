@@ -70,13 +70,16 @@ def find_files(url: str, suffixes: frozenset[str]) -> list[RemoteFile]:
         return store.find(root, detail=True), root.rstrip("/"), store
 
     found, root, store = _asked(url, search)
+    # Of "zip://photos::s3://bucket/all.zip" the store knows the file in the archive alone.
+    first, _, rest = url.partition("::")
+    chain = f"::{rest}" if rest and "://" in first else ""
     files = []
     for path, entry in sorted(found.items()):
         below = path.removeprefix(root).lstrip("/") or posixpath.basename(path)
         hidden = any(part.startswith(".") for part in below.split("/"))
         if not hidden and posixpath.splitext(below)[1].lower() in suffixes:
             size = entry.get("size")
-            files.append(RemoteFile(store.unstrip_protocol(path), below, -1 if size is None else int(size)))
+            files.append(RemoteFile(store.unstrip_protocol(path) + chain, below, -1 if size is None else int(size)))
     return files
 
 

@@ -38,7 +38,13 @@ def draw_comparison(explanations: Mapping[str, Explanation]) -> Image.Image:
     footer = "colour: share of the relevance per patch, one scale per column (its end is above the column)"
     return picture_grid(
         cells,
-        columns=["image", *(f"{name}{'*' if name in blind else ''}\n0 … {ends[name]:.1%}" for name in explanations)],
+        columns=[
+            "image",
+            *(
+                f"{name}{'*' if name in blind else ''}\n{'±' if found.signed else '0 … '}{ends[name]:.1%}"
+                for name, found in explanations.items()
+            ),
+        ],
         rows=rows,
         footer=footer + (";  * blind to the class" if blind else ""),
     )

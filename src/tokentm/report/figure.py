@@ -1,6 +1,7 @@
 """Pictures in rows and columns, with words around them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,6 +37,7 @@ def picture_grid(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    plain: Any = {"parse_math": False}  # a file may be called US$5_$6.png
     gap = 0.03 if notes is None else 0.12  # between rows, as a share of a cell
     top = _TOP + 0.2 * max(heading.count("\n") for heading in columns)
     bottom = _BOTTOM if notes is None else _BOTTOM + 0.25
@@ -54,12 +56,12 @@ def picture_grid(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if i == 0:
-                axes.set_title(columns[j], fontsize=12, fontweight="bold", pad=8)
+                axes.set_title(columns[j], fontsize=12, fontweight="bold", pad=8, **plain)
             if j == 0:
-                axes.set_ylabel(rows[i], fontsize=10, rotation=0, ha="right", va="center", labelpad=8)
+                axes.set_ylabel(rows[i], fontsize=10, rotation=0, ha="right", va="center", labelpad=8, **plain)
             if notes is not None:
-                axes.set_xlabel(notes[i][j], fontsize=9, labelpad=3, color="#444444")
+                axes.set_xlabel(notes[i][j], fontsize=9, labelpad=3, color="#444444", **plain)
     if footer:
-        figure.text(0.5, 0.1 / height, footer, ha="center", fontsize=9, color="#444444")
+        figure.text(0.5, 0.1 / height, footer, ha="center", fontsize=9, color="#444444", **plain)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -91,7 +91,7 @@ def serve(
             state_session_capacity=200,
             max_threads=16,
             theme=_theme(),
-            css=(_PAGE / "page.css").read_text(),
+            css=(_PAGE / "page.css").read_text(encoding="utf-8"),
             app_kwargs={"middleware": [Middleware(Gate, body_bytes=limits.body_bytes)]},
         )
     except OSError as fault:
@@ -104,8 +104,8 @@ def _build(models: Models, limits: Limits) -> gr.Blocks:
     page = gr.Blocks(title="tokentm", analytics_enabled=False, fill_width=True)
     with page:
         gr.HTML(
-            (_PAGE / "page.html").read_text(),
-            js_on_load="\n".join((_PAGE / name).read_text() for name in _SCRIPTS),
+            (_PAGE / "page.html").read_text(encoding="utf-8"),
+            js_on_load="\n".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
             apply_default_css=False,
             setup=json.dumps(_setup(models, limits)),
         )

@@ -79,7 +79,7 @@ class Desk:
         if len(wanted) > 2:
             raise InputError(f"Got {len(wanted)} classes to compare; give one or two.")
         start = time.perf_counter()
-        with self._asked(photo, model, wanted[0]) as asked:
+        with self._asked(photo, model, *wanted) as asked:
             rows = []
             for target in wanted:
                 answers = run(asked.vision, asked.photo.inputs, target, requests, asked.photo.recordings)
@@ -170,16 +170,22 @@ class Desk:
             }
 
     @contextmanager
-    def _asked(self, photo: str, model: str, target: Target) -> Iterator[Asked]:
+    def _asked(self, photo: str, model: str, *targets: Target) -> Iterator[Asked]:
         """The photo before its model, with a limit on the time; what is held is used again."""
         if not isinstance(photo, str) or not photo:
             raise ImageError("There is no photo yet; choose one.")
         with self.models.use(model, self.limits.seconds) as loaded, Deadline(self.limits.seconds):
-            vision = with_texts(target if isinstance(target, str) else None, loaded) if loaded.takes_text else loaded
+            vision = self._with_texts(photo, model, targets, loaded) if loaded.takes_text else loaded
             self.held.forget_others(self.models.loaded)
             token, found = self._find(photo, model, vision)
             yield Asked(token, found, vision, fresh=not photo.startswith(HELD))
             self.held.tidy()  # with what this request has recorded
+
+    def _with_texts(self, photo: str, model: str, targets: Sequence[Target], loaded: VisionModel) -> VisionModel:
+        """The model with every text that was asked for, beside those that this photo was asked about before."""
+        found = self.held.get(photo.removeprefix(HELD)) if photo.startswith(HELD) else None
+        base = found.recordings.model if found is not None and found.model == model else loaded
+        return with_texts([target for target in targets if isinstance(target, str)], base)
 
     def _find(self, photo: str, model: str, vision: VisionModel) -> tuple[str, Photo]:
         if photo.startswith(HELD):

@@ -3,7 +3,7 @@ const setup = JSON.parse(props.setup);
 const decoded = (tables) => Object.fromEntries(Object.entries(tables).map(([name, table]) => [name, bytesOf(table)]));
 const sequential = decoded(setup.colours.sequential), diverging = decoded(setup.colours.diverging);
 const state = { photo: null, source: null, name: "photo", pixels: null, answer: null, blocks: null, compared: null, tokens: null,
-  measured: null, ranked: null, patch: 0, pinned: null, view: "explain", running: 0,
+  measured: null, ranked: null, patch: 0, pinned: null, view: "explain", running: 0, explaining: 0, waits: null,
   look: { opacity: 0.85, sequential: Object.values(sequential)[0], diverging: Object.values(diverging)[0] } };
 
 const methodOf = (name) => setup.methods.find((method) => method.name === name);
@@ -28,16 +28,25 @@ const question = async (name, rest) => {
   }
 };
 
+// What is asked of a photo's map waits until the map is there, and is dropped if another photo has taken its place.
+const ofThisPhoto = async (name, rest) => {
+  await state.waits;
+  const source = state.source;
+  const found = await question(name, rest());
+  return source === state.source ? found : null;
+};
+
 const work = async (doing, act) => {
   const mine = ++state.running;
   complain("");
   tell(doing, true);
   const start = performance.now();
   try {
-    const said = await act(() => mine === state.running);
+    const said = await act();
     if (mine === state.running) tell(said || `Done in ${((performance.now() - start) / 1000).toFixed(2)} s.`);
   } catch (error) {
-    if (mine === state.running) { tell(""); complain(error.message); }
+    if (mine === state.running) tell("");
+    complain(error.message);
   }
 };
 
@@ -46,10 +55,21 @@ const forgetViews = () => {
   $("compared").innerHTML = $("measured").innerHTML = $("token-charts").innerHTML = $("token-blocks").innerHTML = "";
 };
 
-const explain = (target = null) => work("Explaining…", async (current) => {
+// The last photo, model, method or class that was asked for is what counts, whatever is touched meanwhile.
+const explain = (target = null) => {
+  const mine = ++state.explaining;
+  const wanted = () => mine === state.explaining;
+  state.waits = work("Explaining…", async () => {
+    try { return await explained(target, wanted); } catch (error) { if (wanted()) throw error; }
+    return "";
+  });
+  return state.waits;
+};
+
+const explained = async (target, wanted) => {
   if (!state.source) throw new Error("There is no photo yet; choose one.");
   const answer = await question("explain", { target, method: methodName() });
-  if (!current()) return "";
+  if (!wanted()) return "";
   if (answer.seen) state.pixels = pixelsOf(await imageOf(answer.seen));
   state.photo = answer.photo;
   const changed = !state.answer || state.answer.target !== answer.target || answer.seen;
@@ -62,9 +82,9 @@ const explain = (target = null) => work("Explaining…", async (current) => {
   classChoices();
   if (changed) forgetViews();
   remember();
-  await show(state.view);
+  await show(state.view, false);
   return `${answer.class}: explained in ${answer.seconds.toFixed(2)} s${answer.recording_reused ? ", recording reused" : ""}.`;
-});
+};
 
 const classChoices = () => {
   const options = state.answer.classes.map((one) => `<option value="${one.index}">${escaped(one.name)} (${percent(one.probability)})</option>`).join("");
@@ -101,7 +121,7 @@ const chooseFile = async (file) => {
   if (!$("alert").hidden) [state.source, state.photo, state.name] = before; // the photo before it is still good
 };
 
-const show = async (view) => {
+const show = async (view, waiting = true) => {
   state.view = view;
   for (const tab of element.querySelectorAll("[role=tab]")) {
     const chosen = tab.id === "tab-" + view;
@@ -109,10 +129,12 @@ const show = async (view) => {
     tab.tabIndex = chosen ? 0 : -1;
     $(tab.getAttribute("aria-controls")).hidden = !chosen;
   }
-  if (view === "tokens" && !state.tokens && state.answer) {
+  if (waiting) await state.waits;
+  if (view === "tokens" && state.view === view && !state.tokens && state.answer) {
     const rule = methodOf($("method").value).composes ? $("rule").value : "plain";
+    const source = state.source;
     const found = await question("tokens", { target: state.answer.target, backward: rule });
-    if (state.view === "tokens") loadTokens(found);
+    if (state.view === "tokens" && source === state.source) loadTokens(found);
   }
 };
 
@@ -135,7 +157,14 @@ const remember = () => {
 
 const apply = async (given) => {
   const choose = (id, value) => { if (value && [...$(id).options].some((option) => option.value === value)) $(id).value = value; };
-  choose("model", given.model); choose("method", given.method); methodChanged(); choose("rule", given.backward); choose("colours", given.colours);
+  if (given.model && setup.anyModel && ![...$("model").options].some((option) => option.value === given.model)) {
+    [$("model").value, $("name").value] = ["*", given.model];
+  }
+  choose("model", given.model);
+  $("named").hidden = $("model").value !== "*";
+  const missing = given.model && modelName() !== given.model;
+  if (missing) given = { ...given, target: null }; // its classes are not those of the model that is here
+  choose("method", given.method); methodChanged(); choose("rule", given.backward); choose("colours", given.colours);
   if (given.opacity !== undefined && given.opacity >= 0 && given.opacity <= 1) $("opacity").value = given.opacity;
   lookChanged();
   if (["explain", "compare", "tokens", "faith"].includes(given.view)) state.view = given.view;
@@ -145,6 +174,7 @@ const apply = async (given) => {
   const index = given.target === null || given.target === undefined || given.target === "" ? NaN : Number(given.target);
   await explain(Number.isNaN(index) ? null : index);
   if (given.block && !$("layers").hidden) { $("block").value = given.block; drawMap(); }
+  if (missing) complain(`The model ${given.model} is not offered here; ${modelName()} is shown instead.`);
 };
 
 const methodChanged = () => {
@@ -162,9 +192,11 @@ const lookChanged = () => {
 };
 
 const saveFile = (suffix) => work("Saving…", async () => {
-  const colours = $("colours").value, fits = state.answer && state.answer.map.signed ? colours in diverging : colours in sequential;
-  const found = await question("files", { target: state.answer ? state.answer.target : null, method: methodName(), opacity: state.look.opacity,
-    colour_map: fits ? colours : null });
+  const found = await ofThisPhoto("files", () => {
+    const colours = $("colours").value, fits = state.answer && state.answer.map.signed ? colours in diverging : colours in sequential;
+    return { target: state.answer ? state.answer.target : null, method: methodName(), opacity: state.look.opacity, colour_map: fits ? colours : null };
+  });
+  if (!found) return "";
   const [name, content] = Object.entries(found.files).find(([file]) => file.endsWith(suffix));
   save(name, bytesOf(content), { ".png": "image/png", ".json": "application/json" }[suffix] || "application/octet-stream");
   return `Saved ${name}.`;

@@ -86,13 +86,18 @@ const wireViews = () => {
     });
   });
   $("compare-go").addEventListener("click", () => work("Comparing…", async () => {
-    const targets = [...new Set([$("compare-one").value, $("compare-two").value].filter((value) => value !== "").map(Number))];
-    state.compared = await question("compare", { targets, methods: checked("compare-methods") });
+    const classes = () => [...new Set([$("compare-one").value, $("compare-two").value].filter((value) => value !== "").map(Number))];
+    const found = await ofThisPhoto("compare", () => ({ targets: classes(), methods: checked("compare-methods") }));
+    if (!found) return "";
+    state.compared = found;
     drawCompared();
     return `Compared in ${state.compared.seconds.toFixed(2)} s.`;
   }));
   $("faith-go").addEventListener("click", () => work("Taking pixels away…", async () => {
-    state.measured = await question("faithfulness", { target: state.answer ? state.answer.target : null, methods: checked("faith-methods") });
+    const target = () => (state.answer ? state.answer.target : null);
+    const found = await ofThisPhoto("faithfulness", () => ({ target: target(), methods: checked("faith-methods") }));
+    if (!found) return "";
+    state.measured = found;
     drawMeasured();
     return `Measured in ${state.measured.seconds.toFixed(2)} s.`;
   }));

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
 import torch
@@ -178,7 +179,7 @@ class _Pool:
     def _start(self) -> None:
         place = _Place(self._kind.remote())
         # In a list it arrives as a reference: versions are compared before anything of the job is unpacked.
-        ref = place.actor.start.remote([self._shared], self._engine.device, versions(), os.getcwd())
+        ref = place.actor.start.remote([self._shared], self._engine.device, versions(), str(Path.cwd()))
         self._starting[ref] = place
 
     def _started(self, ref: Any) -> None:

@@ -75,8 +75,9 @@ TABLES = {
         ("--sample", "1000", "--model", "cifar10", "--explain", "predicted", "--protocols", "perturbation",
          "--methods", MANY, "--batch-size", "50", "--precision", "bfloat16"),
         "1,000 test images drawn at random; the bundled model, 32×32 pixels, relevance upsampled from 8×8 patches. "
-        "Perturbed images pass the model in bfloat16. Left out: tis, vit_cx and rise, which need hundreds to thousands "
-        "of passes an image.",
+        "Perturbed images pass the model in bfloat16. What is shown lies in the middle of these photos and fills them: "
+        "the floor `center` is strong when the most relevant pixels go first, and weak when they go last. Left out: "
+        "tis, vit_cx and rise, which need hundreds to thousands of passes an image.",
     ),
     "kit-photos": Table(
         "Photos of ImageNet, DINOv2 ViT-S/14",

@@ -40,7 +40,7 @@ class Recipe:
     erase: float = 0.0
     teacher_epochs: float = 9.0  # of the convolutional teacher; 0 trains without one
     teacher_share: float = 0.6  # of the target that is the teacher's answer, the rest is the label
-    held_out: int = 1_000  # training images that are only watched, so that nothing is chosen by the test images
+    held_out: int = 1_000  # training images that are only watched: curves and temperature come from them
 
 
 PRESETS = {

@@ -20,7 +20,7 @@ from tokentm.report.evaluation.tables import text_of
 from tokentm.report.evaluation.verdicts import verdicts
 
 EIGHT = "tokentm,tokentm/libra,gae,rollout,raw_attention,attcat/libra,random,center"
-# All methods whose cost is a few passes; tis, vit_cx and rise need hundreds to thousands a picture.
+# All methods of at most some fifty passes; tis and rise need a thousand and more a picture, vit_cx up to hundreds.
 MANY = (
     "tokentm,tokentm/libra,gae,gae/libra,transformer_attribution,beyond_intuition_h,beyond_intuition_t,attcat,"
     "attcat/libra,fullgrad_plus/libra,input_x_gradient,input_x_gradient/libra,integrated_gradients,attnlrp,"
@@ -77,7 +77,7 @@ TABLES = {
         "1,000 test images drawn at random; the bundled model, 32×32 pixels, relevance upsampled from 8×8 patches. "
         "Perturbed images pass the model in bfloat16. What is shown lies in the middle of these photos and fills them: "
         "the floor `center` is strong when the most relevant pixels go first, and weak when they go last. Left out: "
-        "tis, vit_cx and rise, which need hundreds to thousands of passes an image.",
+        "tis, vit_cx and rise, which need tens to thousands of passes an image.",
     ),
     "kit-photos": Table(
         "Photos of ImageNet, DINOv2 ViT-S/14",
@@ -129,8 +129,8 @@ def page(runs: Path) -> str:
         "",
         "Made by `python scripts/results.py`; every figure with its 95 % bootstrap interval over images. `random` and",
         "`center` are floors: they look neither at the model nor at the class. ↑ and ↓ say which end is good, bold is",
-        "the best. KIT is a folder outside the checkout with photos of ImageNet and COCO and a DINOv2 model;",
-        "`tokentm datasets` says how it lies.",
+        "the best. KIT is a folder outside the checkout with photos of ImageNet and COCO, CIFAR-10 and a DINOv2 model;",
+        "`tokentm datasets` says how the photos must lie.",
     ]
     for name, table in TABLES.items():
         try:

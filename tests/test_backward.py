@@ -271,3 +271,16 @@ def test_the_epsilon_of_rms_norm_is_that_of_the_kernel(dtype: torch.dtype) -> No
     (factor,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(y, F.rms_norm(x, (64,)))
     torch.testing.assert_close(factor * x, y, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("rule", ["libra", "attnlrp"])
+@pytest.mark.parametrize("written", [lambda x, y: x.mul_(y), lambda x, y: x.__imul__(y)], ids=["mul_", "*="])
+def test_products_in_place_are_halved_too(rule: str, written: Callable[[Tensor, Tensor], Tensor]) -> None:
+    a, b = (torch.tensor(value, requires_grad=True) for value in ([2.0, 3.0], [5.0, 7.0]))
+    with BACKWARD[rule].mode():
+        product = written(a + 0.0, b)
+        scaled = written(a + 0.0, torch.tensor([10.0, 10.0]))
+    assert product.tolist() == [10.0, 21.0]
+    of_a, of_b = torch.autograd.grad(product.sum(), (a, b))
+    assert (of_a.tolist(), of_b.tolist()) == ([2.5, 3.5], [1.0, 1.5])
+    assert torch.autograd.grad(scaled.sum(), a)[0].tolist() == [10.0, 10.0]

@@ -416,7 +416,8 @@ def test_inputs_of_different_sizes_are_no_batch() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, dynamic_img_size=True, depth=2)
     model = load_model(vit.eval(), transform=ImageTransform(resize=32))
     photos = [Image.new("RGB", size) for size in ((40, 40), (80, 40))]
-    with pytest.raises(ImageError, match="different sizes") as error:
-        tokentm.explain(model, photos)
-    assert_one_sentence(error.value)
+    for batch_size in (1, 8):
+        with pytest.raises(ImageError, match="different sizes") as error:
+            tokentm.explain(model, photos, batch_size=batch_size)
+        assert_one_sentence(error.value)
     assert len(tokentm.explain(model, photos[1]).relevance) == 1

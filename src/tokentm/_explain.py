@@ -163,14 +163,16 @@ def _batches(vision: VisionModel, images: Images, size: int) -> tuple[int, Itera
     if not photos:
         raise ImageError("Got an empty list of images; give at least one.")
     transform = photo_transform(vision)
+    shapes: set[tuple[int, ...]] = set()  # of the whole call: rows of different grids are no one explanation
 
     def prepare(low: int) -> tuple[Tensor, tuple[Source, ...]]:
         sources = tuple(_source(photo, low + offset) for offset, photo in enumerate(photos[low : low + size]))
         inputs = [transform(source.photo) for source in sources if source.photo]
-        if len({tuple(part.shape) for part in inputs}) > 1:
+        shapes.update(tuple(part.shape) for part in inputs)
+        if len(shapes) > 1:
             raise ImageError(
-                f"The transform of {vision.name} gives inputs of different sizes (no crop), which are no batch; give "
-                "batch_size=1, or an ImageTransform with a crop."
+                f"The transform of {vision.name} gives inputs of different sizes (no crop), which cannot be put "
+                "together; explain one photo at a time, or give an ImageTransform with a crop."
             )
         return torch.stack(inputs), sources
 

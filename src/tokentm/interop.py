@@ -38,8 +38,9 @@ class CaptumAttribution:
             (b, c, y, x), in a tuple if ``inputs`` came in one.
         """
         if isinstance(inputs, tuple):
-            (images,) = inputs
-            return (self._of(images, target),)
+            if len(inputs) != 1:
+                raise InputError(f"Got a tuple of {len(inputs)} inputs; give one tensor of images.")
+            return (self._of(inputs[0], target),)
         return self._of(inputs, target)
 
     def _of(self, inputs: Float[Tensor, "b c y x"], target: Any) -> Float[Tensor, "b c y x"]:

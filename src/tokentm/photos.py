@@ -113,10 +113,16 @@ class PhotoJob:
         """See ``Job``.
 
         Raises:
-            InputError: The target does not exist, or the batch does not fit into the memory of the device.
+            InputError: The target does not exist, inputs differ in size, or the batch does not fit into the memory of
+                the device.
         """
         if not read.sources:
             return _Explained(read, None)
+        if len({tuple(part.shape) for part in read.inputs}) > 1:
+            raise InputError(
+                "The model's transform gives inputs of different sizes (no crop), which are no batch; give "
+                "--batch-size 1."
+            )
         try:
             found = explain_batch(self.vision, torch.stack(read.inputs), read.sources, self.target, [self.request])
         except torch.OutOfMemoryError as fault:

@@ -192,6 +192,13 @@ def product_halved(input: Any, other: Any, **kwargs: Any) -> Any:  # noqa: A002
     return torch.mul(scale_gradient(input, 0.5), scale_gradient(other, 0.5), **kwargs)
 
 
+def product_halved_in_place(input: Tensor, other: Any) -> Tensor:  # noqa: A002
+    """The same, written over ``input``."""
+    if not all(isinstance(factor, Tensor) and factor.requires_grad for factor in (input, other)):
+        return input.mul_(other)
+    return input.copy_(product_halved(input.clone(), other))
+
+
 # Element-wise non-linearities passing f(x)/x, norms scaled by a constant, products of two activations shared out:
 # what libra and attnlrp have in common.
 BALANCED: Mapping[Any, Callable[..., Any]] = {
@@ -208,4 +215,6 @@ BALANCED: Mapping[Any, Callable[..., Any]] = {
     Tensor.rsqrt: rsqrt_constant,
     torch.mul: product_halved,
     Tensor.mul: product_halved,
+    Tensor.mul_: product_halved_in_place,
+    Tensor.__imul__: product_halved_in_place,
 }

@@ -284,7 +284,7 @@ def _convolved(separate: bool) -> Handler:
 
 
 def _in_place(func: Handler, handler: Handler) -> Handler:
-    """What ``x += y`` and ``x.add_(y)`` are: the same sum, written over ``x``."""
+    """``x += y``, ``x.mul_(y)`` and their like: what the handler gives, written over ``x``."""
 
     def run(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         if not any(map(_active, (input, *args))):

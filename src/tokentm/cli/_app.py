@@ -65,7 +65,7 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                     tell(f"Error: {error}")
                     raise typer.Exit(EXIT_BAD_INPUT) from error
                 if type(error).__name__ == "OutOfMemoryError":  # torch's; --help must not wait for torch to load
-                    tell("Error: The device has too little memory left; a smaller --batch-size or --device cpu works.")
+                    tell("Error: The device has too little memory left; try a smaller batch, or the CPU.")
                     raise typer.Exit(EXIT_BAD_INPUT) from error
                 tell(
                     f"Unexpected {type(error).__name__}: {_first_line(error)}; "

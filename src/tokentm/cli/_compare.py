@@ -31,7 +31,7 @@ def compare(
         str | None, typer.Option(help="Class name or index, or top2; the predicted class without it.")
     ] = None,
     backward: Annotated[
-        str | None, typer.Option(metavar="RULE,…", help="Backward rules for every method that reads gradients.")
+        str | None, typer.Option(metavar="RULE,…", help="Backward rules for every method that takes one.")
     ] = None,
     to: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")] = Path("out"),
     arch: Annotated[str | None, typer.Option(help="timm architecture of a weight file.")] = None,

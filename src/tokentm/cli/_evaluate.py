@@ -42,7 +42,7 @@ def evaluate(
     methods: Annotated[str, typer.Option(help="Names separated by commas, NAME/RULE too, or all.")] = _DEFAULT_METHODS,
     protocols: Annotated[
         str | None,
-        typer.Option(help="Names separated by commas; see `tokentm protocols`. [perturbation, or the preset's]"),
+        typer.Option(help="Names separated by commas; see `tokentm protocols`. \\[perturbation, or the preset's]"),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Constants of a paper; see `tokentm protocols`.")] = None,
     explained: Annotated[
@@ -102,7 +102,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of `tokentm evaluate`.")],
     to: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Where the report goes. [the run; report for several]"),
+        typer.Option("--out", "-o", metavar="DIR", help="Where the report goes. \\[the run; report for several]"),
     ] = None,
     only_correct: OnlyCorrect = False,
     against: Against = None,

@@ -193,7 +193,7 @@ def _content(file: Path) -> dict[str, list[dict[str, Any]]]:
         for entry in entries:
             for key, kinds in wanted.items():
                 if not isinstance(entry.get(key), kinds):
-                    what = f"without {key!r}" if key not in entry else f"whose {key!r} is {str(entry[key])[:40]!r}"
+                    what = f"without {key!r}" if key not in entry else f"whose {key!r} is {repr(entry[key])[:40]}"
                     raise DatasetError(f"{file} has an entry of {part!r} {what}: {str(entry)[:80]}.")
     return {part: content[part] for part in _PARTS}
 

@@ -42,7 +42,7 @@ class RayEngine:
     Attributes:
         address: ``"auto"`` (the cluster that runs on this machine), ``"host:port"`` or ``"ray://host:port"``; None
             takes ``RAY_ADDRESS`` of the environment, and without it a cluster on this machine for this run alone.
-        workers: How many; None takes as many as the cluster has room for.
+        workers: How many at most, never more than there are batches; None takes as many as the cluster has room for.
         gpus_per_worker: How much of a GPU each needs, 0.5 for two workers per GPU; 0 computes on CPUs.
     """
 

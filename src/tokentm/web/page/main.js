@@ -70,7 +70,9 @@ const explained = async (target, wanted) => {
   if (!state.source) throw new Error("There is no photo yet; choose one.");
   const answer = await question("explain", { target, method: methodName() });
   if (!wanted()) return "";
-  if (answer.seen) state.pixels = pixelsOf(await imageOf(answer.seen));
+  const seen = answer.seen ? pixelsOf(await imageOf(answer.seen)) : null;
+  if (!wanted()) return ""; // another was asked for while the picture was decoded
+  if (seen) state.pixels = seen;
   state.photo = answer.photo;
   const changed = !state.answer || state.answer.target !== answer.target || answer.seen;
   state.answer = answer;
@@ -116,9 +118,11 @@ const chooseFile = async (file) => {
   complain("");
   if (file.size > setup.limits.bytes) return complain(`${file.name} is larger than the ${setup.limits.bytes >> 20} MB that are taken here.`);
   if (file.size === 0) return complain(`${file.name} is empty (0 bytes); choose another file.`);
-  const before = [state.source, state.photo, state.name];
-  try { await choosePhoto(await dataUrlOf(file), file.name); } catch (error) { complain(error.message); }
-  if (!$("alert").hidden) [state.source, state.photo, state.name] = before; // the photo before it is still good
+  const before = [state.source, state.photo, state.name], answered = state.answer;
+  let source = null;
+  try { source = await dataUrlOf(file); await choosePhoto(source, file.name); } catch (error) { complain(error.message); }
+  // Nothing was said of it: the photo before it is still good.
+  if (source !== null && state.source === source && state.answer === answered) [state.source, state.photo, state.name] = before;
 };
 
 const show = async (view, waiting = true) => {
@@ -132,9 +136,9 @@ const show = async (view, waiting = true) => {
   if (waiting) await state.waits;
   if (view === "tokens" && state.view === view && !state.tokens && state.answer) {
     const rule = methodOf($("method").value).composes ? $("rule").value : "plain";
-    const source = state.source;
+    const mine = state.explaining;
     const found = await question("tokens", { target: state.answer.target, backward: rule });
-    if (state.view === "tokens" && source === state.source) loadTokens(found);
+    if (state.view === "tokens" && mine === state.explaining) loadTokens(found);
   }
 };
 

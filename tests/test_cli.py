@@ -220,7 +220,13 @@ def test_interrupted_by_ctrl_c_only_whole_files_are_left(home: Path, classifier:
         picture().save(folder / "photos" / f"{count}.png")
     arguments = ["explain", "photos", "--model", classifier, "--batch-size", "1"]
     with subprocess.Popen(
-        [COMMAND, *arguments], cwd=folder, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [COMMAND, *arguments],
+        cwd=folder,
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and so would this command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         give_up = time.monotonic() + 100
         while not list(folder.glob("out/*.json")) and process.poll() is None and time.monotonic() < give_up:

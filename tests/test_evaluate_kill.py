@@ -35,8 +35,15 @@ def killed(folder: Path, kills: int, seed: int) -> tuple[int, int]:
 
 
 def test_ten_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
-    hit, parts = killed(tmp_path, 10, seed=2)
-    assert hit == 10
+    parts = 0
+    for seed in (2, 3, 4):  # where the moments fall depends on how busy the machine is
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        hit, between = killed(folder, 10, seed=seed)
+        assert hit == 10
+        parts += between
+        if parts:
+            break
     assert parts > 0, "kills must have come between parts, too"
 
 

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from _shapes_pool import TRAIN_SEED, WATCH_SEED
 from tokentm.datasets.shapes import Shapes
 from tokentm.files import writable_folder, write_atomically
-from train_shapes import ARCHITECTURE, MODEL_ARGS, PACKAGED, TRAIN_SEED, WATCH_SEED, hits_of, logits_of, stack
+from train_shapes import ARCHITECTURE, MODEL_ARGS, PACKAGED, hits_of, logits_of, stack
 
 BATCH, SAVED, WARM_UP, RATE = 64, 50, 20, 5e-4
 MEAN_POOLED = {**MODEL_ARGS, "class_token": False, "global_pool": "avg"}

@@ -30,8 +30,17 @@ ROOT = Path(__file__).resolve().parents[1]
 MUTATED = ("src/tokentm/methods", "src/tokentm/evaluate/protocols", "src/tokentm/evaluate/statistics.py")
 # Titles and references, what registers, and a kernel that only a GPU runs.
 LEFT_OUT = ("bibliography.py", "registry.py", "_fold_triton.py", "__init__.py")
-METHOD_TESTS = ("oracle", "gradient_methods", "probing_methods", "lrp", "depth", "compare", "properties")
-METRIC_TESTS = ("statistics", "protocols_by_hand", "protocols_oracle", "one_image", "report", "evaluate_run")
+METHOD_TESTS = ("oracle", "gradient_methods", "probing_methods", "lrp", "lrp_places", "depth", "compare", "properties")
+METRIC_TESTS = (
+    "statistics",
+    "protocols_by_hand",
+    "protocols_of_models",
+    "protocols_oracle",
+    "one_image",
+    "report",
+    "evaluate_run",
+    "evaluate_faults",
+)
 SECONDS = 300  # a change after which the tests run for longer is noticed by them
 chance = random.Random(0)  # noqa: S311
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}

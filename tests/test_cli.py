@@ -293,6 +293,19 @@ def test_help_and_version_come_at_once(home: Path, arguments: list[str], says: s
     assert float(seconds) < 2
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("explain", ["[as its weights are]", "[as many as fit]"]),
+        ("evaluate", ["[perturbation, or the preset's]", "[as many as fit]"]),
+        ("report", ["[the run; report for several]"]),
+    ],
+)
+def test_defaults_in_brackets_are_no_markup(home: Path, name: str, says: list[str]) -> None:
+    shown = run([name, "--help"], home, COLUMNS="400").out
+    assert [words for words in says if words not in shown] == []
+
+
 def test_bash_completes_commands_and_options(home: Path) -> None:
     bash = shutil.which("bash")
     if bash is None:

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from PIL import Image
 
 import tokentm
+from tokentm.cli._app import app, command
 from tokentm.cli._options import fraction, parse_options, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError, OutputError
@@ -39,6 +41,18 @@ def test_options_of_a_method_from_text() -> None:
 def test_bad_options_of_a_method(method: str, pair: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         parse_options(tokentm.METHODS[method], [pair])
+
+
+def test_a_device_without_memory_is_no_bug(capfd: pytest.CaptureFixture[str]) -> None:
+    def hungry(*, debug: bool = False) -> None:  # noqa: ARG001  (every command has it)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    told = command("hungry")(hungry)
+    app.registered_commands.pop()
+    with pytest.raises(typer.Exit) as end:
+        told()
+    assert end.value.exit_code == 2
+    assert capfd.readouterr().err == "Error: The device has too little memory left; try a smaller batch, or the CPU.\n"
 
 
 def test_numbers_from_text_and_from_defaults() -> None:

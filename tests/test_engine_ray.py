@@ -19,6 +19,7 @@ from tests.support.command import COMMAND, environment, run, save_classifier
 from tests.support.faults import Deadly, Raising
 from tests.support.scenes import Scenes, contents, worker
 from tokentm.datasets.shapes import scene
+from tokentm.engines import on_ray
 from tokentm.engines.on_ray import RayEngine
 from tokentm.engines.shared import pack, unpack
 from tokentm.errors import ClusterError
@@ -126,6 +127,27 @@ def test_photos_are_explained_to_the_same_files(tmp_path: Path) -> None:
         assert ["2.png" in str(fault) for batch in batches for fault in batch.failures] == [True]
     assert len(contents(tmp_path / "here")) == 4 * 2 * 3
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+@pytest.mark.slow
+@on_the_cluster
+def test_paths_start_at_the_command_and_no_worker_is_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster was begun in another folder; one batch needs one worker, however many may be had."""
+    started: list[int] = []
+    real = on_ray._Pool.__init__
+
+    def counted(pool: Any, *given: Any) -> None:
+        started.append(given[-1])
+        real(pool, *given)
+
+    monkeypatch.setattr(on_ray._Pool, "__init__", counted)
+    (tmp_path / "photos").mkdir()
+    scene(2718, 0, 1).pil().save(tmp_path / "photos" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    job = PhotoJob(tokentm.load_model("shapes"), (("a", Path("photos/a.png")),), None, Request.parse("gae"), {}, 2)
+    (batch,) = explain_photos(job, Path("out"), RayEngine(workers=2))
+    assert (batch.done, batch.failures) == (1, ())
+    assert started == [1]
 
 
 @pytest.mark.slow

@@ -5,42 +5,24 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, f1_score
 
-from tests.support.fingerprint import differences, fingerprint
 from tests.support.pixel_sum import batch_of, maps_of
-from tests.support.unchecked import unchecked
-from tests.support.zoo import build, image_batch
+from tests.support.protocol_rows import figures, measure
 from tokentm.errors import InputError
-from tokentm.evaluate.protocols._average_precision import average_precision, rank_correlation
+from tokentm.evaluate.protocols._average_precision import average_precision
 from tokentm.evaluate.protocols._perturb import fill, patch_ranks, ranks
 from tokentm.evaluate.protocols.insertion_deletion import InsertionDeletionConfig
 from tokentm.evaluate.protocols.mif_lif_srg import MifLifSrgConfig
 from tokentm.evaluate.protocols.perturbation import PerturbationConfig
-from tokentm.evaluate.protocols.randomisation import RandomisationConfig, cascade
 from tokentm.evaluate.protocols.saco import SacoConfig, coefficient
 from tokentm.evaluate.protocols.segmentation import SegmentationConfig
-from tokentm.evaluate.registry import PROTOCOLS, Batch, Maps, Rows
-from tokentm.models import ImageTransform, describe
-from tokentm.recorder import predict
-from tokentm.render import upsample
-from tokentm.session import Request, run
+from tokentm.evaluate.registry import PROTOCOLS
+from tokentm.models import ImageTransform
 
 # 1.6, 1.5 … 0.1 in reading order: 13.6 together, and 6.0 is what class 1 has.
 FALLING = [[(16 - 4 * y - x) / 10 for x in range(4)] for y in range(4)]
 THRESHOLD = 6.0
-
-
-def measure(name: str, batch: Batch, maps: Maps, config: object = None) -> Rows:
-    kind = PROTOCOLS[name]
-    return kind.measure(batch, [maps], config or kind.config())[0]
-
-
-def figures(name: str, rows: Rows, config: object = None) -> dict[str, float]:
-    kind = PROTOCOLS[name]
-    whole = np.ones((1, len(next(iter(rows.values())))))
-    return {metric.name: float(metric.of(rows, whole)[0]) for metric in kind.metrics(config or kind.config())}
 
 
 def sigmoid(value: float) -> float:
@@ -336,80 +318,3 @@ def test_saco_is_blind_to_scale_and_shift_and_a_constant_map_scores_nothing() ->
     np.testing.assert_allclose(moved, plain, rtol=1e-6)
     assert abs(plain[0]) < 1
     assert measure("saco", batch, maps_of(batch, [[[1 / 3] * 4] * 4], [0]), config)["coefficient"][0] == 0
-
-
-# --- randomisation and completeness ---------------------------------------------------------------------------------
-
-
-def zoo_batch(name: str, methods: tuple[str, ...]) -> tuple[Batch, list[Maps]]:
-    model = describe(build(name))
-    images = image_batch(name)
-    logits = predict(model, images)
-    target = logits.argmax(-1)
-    requests = [Request.parse(method) for method in methods]
-    batch = Batch(model, images, logits, target, None, None, ("a", "b"), 8)
-    size = (images.shape[2], images.shape[3])
-    answers = [answer.relevance[:, 0] for answer in run(model, images, target, requests)]
-    return batch, [
-        Maps(request, target, grid, upsample(grid, size)) for request, grid in zip(requests, answers, strict=True)
-    ]
-
-
-def test_rank_correlation_is_spearmans_with_ties() -> None:
-    generator = torch.Generator().manual_seed(0)
-    one, other = torch.randint(-3, 9, (2, 5, 40), generator=generator).float()
-    expected = [spearmanr(one[at], other[at]).statistic for at in range(5)]
-    np.testing.assert_allclose(rank_correlation(one, other), expected, rtol=1e-12)
-    constant = torch.ones(5, 40)
-    assert rank_correlation(constant, one).tolist() == [0] * 5
-    assert rank_correlation(constant, 2 * constant).tolist() == [1] * 5
-
-
-@pytest.mark.parametrize("name", ["timm-vit", "timm-gap", "transformers-dinov2", "torchvision-vit"])
-def test_the_cascade_goes_from_the_head_down_and_leaves_the_model_alone(name: str) -> None:
-    batch, _ = zoo_batch(name, ("random",))
-    old = dict(batch.model.module.named_parameters())
-    changed = []
-    with unchecked():
-        before = fingerprint(batch.model.module)
-        for other in cascade(batch.model, 16, RandomisationConfig(patch_embedding=True)):
-            new = dict(other.module.named_parameters())
-            changed.append({key for key in old if not torch.equal(old[key], new[key])})
-        assert differences(before, fingerprint(batch.model.module)) == []
-    owners = [{id(parameter) for parameter in block.block.parameters()} for block in batch.model.anatomy.blocks]
-    first, second, third = ({key for key, value in old.items() if id(value) in owner} for owner in owners)
-    assert len(changed) == 1 + 3 + 1
-    head = changed[0]
-    assert head
-    assert not head & (first | second | third)
-    assert [step - head for step in changed[1:4]] == [third, third | second, third | second | first]
-    assert changed[4] == {key for key, value in old.items() if value.numel() > 1}
-    assert any("emb" in key or "conv_proj" in key for key in changed[4] - changed[3])
-
-
-def test_maps_that_do_not_look_at_the_model_stay_the_same() -> None:
-    batch, maps = zoo_batch("timm-vit", ("random", "rollout", "gae"))
-    random, rollout, gae = PROTOCOLS["randomisation"].measure(batch, maps, RandomisationConfig())
-    np.testing.assert_allclose(random["similarity"], 1)
-    np.testing.assert_allclose(rollout["similarity"][:, 0], 1)  # the head is none of rollout's business
-    assert (rollout["similarity"][:, 1:] < 0.999).all()
-    assert (gae["similarity"] < 0.999).all()
-    np.testing.assert_allclose(rollout["class_similarity"], 1)
-    assert (gae["class_similarity"] < 0.999).all()
-    again = PROTOCOLS["randomisation"].measure(batch, maps, RandomisationConfig())
-    np.testing.assert_array_equal(again[2]["similarity"], gae["similarity"])
-    other = PROTOCOLS["randomisation"].measure(batch, maps, RandomisationConfig(seed=1))
-    assert not np.allclose(other[2]["similarity"], gae["similarity"])
-
-
-def test_completeness_is_asked_of_those_who_claim_it() -> None:
-    batch, maps = zoo_batch("timm-vit", ("gae", "gae/libra", "integrated_gradients"))
-    gae, libra, gradients = PROTOCOLS["completeness"].measure(batch, maps, PROTOCOLS["completeness"].config())
-    assert np.isnan(gae["error"]).all()
-    assert (libra["error"] < 1e-4).all()
-    np.testing.assert_allclose(libra["score"], batch.logits.amax(-1))
-    nothing = predict(batch.model, torch.zeros_like(batch.images))
-    expected = (batch.logits - nothing).gather(1, maps[2].target[:, None])[:, 0]
-    np.testing.assert_allclose(gradients["score"], expected, rtol=1e-5)
-    np.testing.assert_allclose(gradients["error"], np.abs(gradients["total"] / gradients["score"] - 1), rtol=1e-9)
-    assert (gradients["error"] < 0.1).all()

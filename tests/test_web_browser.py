@@ -336,3 +336,14 @@ def test_a_tab_that_is_clicked_meanwhile_does_not_mix_photos(page: "Page") -> No
         done(page)
         assert picture(page) == expected
         assert page.locator("#classes").inner_text() == classes
+
+
+def test_a_link_to_a_model_that_is_not_offered_says_so_and_asks_for_no_class_of_another(
+    page: "Page", served: Served
+) -> None:
+    page.goto("about:blank")
+    page.goto(f"{served.url}#model=elsewhere&target=7&photo=example:scene-2")
+    page.wait_for_selector("#alert:not([hidden])")
+    done(page)
+    assert page.inner_text("#alert") == "The model elsewhere is not offered here; shapes is shown instead."
+    pressed(page, "#classes", 0)  # what it chose itself, not class 7

@@ -6,67 +6,16 @@ here, offset by offset.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from tests.support.oracle_parts import Affine, Parts, Pool, Weights
+from tests.support.oracle_transformers import take_transformers_apart
+
 __all__ = ["Parts", "Pool", "Weights", "embedded", "normalise", "rotated", "take_apart"]
-
-Affine = tuple[Tensor, Tensor | None]
-
-
-@dataclass
-class Weights:
-    """One block: q, k, v, o as (out, in) matrices with biases (or None)."""
-
-    norm1: nn.Module | None
-    q: Affine
-    k: Affine
-    v: Affine
-    o: Affine
-    heads: int
-    scale1: Tensor | None
-    norm2: nn.Module | None
-    ffn: nn.Module
-    scale2: Tensor | None
-    q_norm: nn.Module | None = None
-    k_norm: nn.Module | None = None
-    inner: nn.Module | None = None  # over the concatenated heads, before o
-    branch1: nn.Module | None = None  # over what o gives
-    branch2: nn.Module | None = None  # over what the feed-forward gives
-    rotation: str | None = None  # how pairs of channels lie: "interleaved" or "half"
-    bias: Callable[[dict[str, Any], list[int] | None], Tensor] | None = None  # added to the scores, (h, n, n)
-
-
-@dataclass
-class Pool:
-    """An attention pooling: one query per head, and everything behind it."""
-
-    norm: nn.Module | None  # over the final tokens
-    q: Tensor  # (h, d)
-    k: Affine
-    v: Affine
-    o: Affine
-    skip: int
-    after: Callable[[Tensor], Tensor]  # (1, w) -> (1, k)
-    norm2: nn.Module | None = None
-    ffn: nn.Module | None = None
-
-
-@dataclass
-class Parts:
-    """A whole model."""
-
-    blocks: Any
-    weights: list[Weights]
-    tail: Callable[[Tensor], Tensor]
-    readout: Callable[[int], Tensor]
-    prefix: int
-    pool: Pool | None = None
-    pre_norm: nn.Module | None = None  # what gives the first block its tokens
 
 
 def normalise(norm: nn.Module | None, x: Tensor) -> Tensor:
@@ -130,7 +79,7 @@ def take_apart(name: str, model: Any) -> Parts:
         return _open_clip(model)
     if name == "transformers-siglip-text":
         return _siglip_text(model)
-    return _transformers(name, model)
+    return take_transformers_apart(name, model)
 
 
 def _split(packed: Tensor | None) -> list[Tensor | None]:
@@ -302,105 +251,3 @@ def _siglip_text(model: Any) -> Parts:
     out = (mha.out_proj.weight, mha.out_proj.bias)
     pool = Pool(tower.post_layernorm, query, k, v, out, 0, after, head.layernorm, head.mlp)
     return Parts(tower.encoder.layers, weights, after, torch.zeros, 0, pool)
-
-
-# --- transformers -----------------------------------------------------------------------------------------------
-
-
-def _transformers(name: str, model: Any) -> Parts:
-    if hasattr(model, "vision_model"):
-        return _tower(model)
-    if hasattr(model, "beit"):
-        return _beit(model)
-    dino = "dinov2" in name
-    base = getattr(model, model.base_model_prefix)
-    layers = base.encoder.layer if dino else base.layers
-    weights = []
-    for b in layers:
-        a = b.attention
-        weights.append(
-            Weights(
-                b.norm1 if dino else b.layernorm_before,
-                *((p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj)),
-                (a.o_proj.weight, a.o_proj.bias),
-                model.config.num_attention_heads,
-                b.layer_scale1.lambda1 if dino else None,
-                b.norm2 if dino else b.layernorm_after,
-                b.mlp,
-                b.layer_scale2.lambda1 if dino else None,
-            )
-        )
-    prefix = 2 if "deit" in name else 1 + getattr(model.config, "num_register_tokens", 0)
-    prefix = 0 if "ijepa" in name else prefix
-
-    def tail(x: Tensor) -> Tensor:
-        x = base.layernorm(x)
-        if dino:
-            return model.classifier(torch.cat([x[:, 0], x[:, prefix:].mean(1)], dim=1))
-        if "teacher" in name:
-            return (model.cls_classifier(x[:, 0]) + model.distillation_classifier(x[:, 1])) / 2
-        return model.classifier(x[:, 0] if prefix else x.mean(1))
-
-    def readout(n: int) -> Tensor:
-        r = torch.zeros(n, dtype=torch.float64)
-        r[0] = 1
-        if not prefix:
-            r[:] = 1 / n
-        if dino:
-            r[0] = 0.5
-            r[prefix:] = 0.5 / (n - prefix)
-        if "teacher" in name:
-            r[:2] = 0.5
-        return r
-
-    return Parts(layers, weights, tail, readout, prefix)
-
-
-def _tower(model: Any) -> Parts:
-    """CLIP and SigLIP towers under a classifier."""
-    tower, weights = model.vision_model, []
-    siglip = "Siglip" in type(model).__name__
-    for b in tower.encoder.layers:
-        a = b.self_attn
-        projections = [(p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj)]
-        weights.append(Weights(b.layer_norm1, *projections, a.num_heads, None, b.layer_norm2, b.mlp, None))
-    prefix = 0 if siglip else 1
-
-    def tail(x: Tensor) -> Tensor:
-        return model.classifier((tower.post_layernorm(x) if siglip else x[:, 1:]).mean(1))
-
-    def readout(n: int) -> Tensor:
-        return torch.tensor([0.0] * prefix + [1 / (n - prefix)] * (n - prefix), dtype=torch.float64)
-
-    return Parts(tower.encoder.layers, weights, tail, readout, prefix)
-
-
-def _beit(model: Any) -> Parts:
-    base, weights = model.beit, []
-    for b in base.layers:
-        a = b.attention
-        projections = [(p.weight, p.bias) for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)]
-        scales = [part if isinstance(part, Tensor) else None for part in (b.lambda_1, b.lambda_2)]
-        block = Weights(
-            b.layernorm_before, *projections, a.num_attention_heads, scales[0], b.layernorm_after, b.mlp, scales[1]
-        )
-        if b.relative_position_bias is not None or base.shared_position_bias is not None:
-            block.bias = _looked_up(b.relative_position_bias or base.shared_position_bias, a.num_attention_heads)
-        weights.append(block)
-
-    def readout(n: int) -> Tensor:
-        r = torch.eye(n, dtype=torch.float64)[0]
-        return (1 - r) / (n - 1) if model.config.use_mean_pooling else r
-
-    return Parts(base.layers, weights, lambda x: model.classifier(base.pooler(base.layernorm(x))), readout, 1)
-
-
-def _looked_up(module: Any, heads: int) -> Callable[[dict[str, Any], list[int] | None], Tensor]:
-    """transformers' own look-up, for the window that the block is called with."""
-
-    def bias(given: dict[str, Any], _: list[int] | None) -> Tensor:
-        rows, columns = (side // 8 for side in given["resolution"])
-        found = module((rows, columns), False, dim_size=rows * columns + 1)
-        return found.reshape(heads, *found.shape[-2:])
-
-    return bias

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from tokentm.datasets.registry import Example
 from tokentm.datasets.shapes import CLASS_NAMES, scene
 from tokentm.errors import ImageError
+from tokentm.evaluate.results import Results
 from tokentm.evaluate.runner import prepare
+from tokentm.evaluate.store import RESULTS
 from tokentm.evaluate.worker import Worker
 
 METHODS = ("gae", "raw_attention", "center")
@@ -68,3 +72,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+def rows_of(results: Results) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(results.folder / RESULTS).to_pylist()
+    return found

@@ -289,11 +289,9 @@ def _connected(engine: RayEngine, job_bytes: int) -> Iterator[Any]:
     if not address.startswith("ray://"):
         options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
-        cores = max(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            engine.workers or 1,
-        )
-        options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE + 2 * job_bytes}
+        options |= {"include_dashboard": False, "object_store_memory": _STORE + 2 * job_bytes}
+        if engine.workers:  # more than there are cores, if the user wants; else Ray counts them, in a container too
+            options["num_cpus"] = max(os.cpu_count() or 1, engine.workers)
     else:
         _check_answers(address)
     try:

@@ -1,7 +1,8 @@
-"""The documentation site in Debian's Chromium, opened from a folder and walked through as a reader would."""
+"""The documentation site: built strictly once, read as files, and walked through in Debian's Chromium from a folder."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,26 +13,36 @@ import pytest
 
 from tests.support.web_page import chromium
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 pytest.importorskip("mkdocs", reason="the site needs the extra 'docs'")
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 ROOT = Path(__file__).parents[1]
 BROWSER = chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium; apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return folder
+
+
+def test_the_site_is_complete_and_asks_no_other_host(site: Path) -> None:
+    fetched = re.compile(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["']?(?:https?:)?//""")
+    assert [page.name for page in site.rglob("*.html") if fetched.search(page.read_text())] == []
+    assert fetched.search('<script src="https://example.org/shim"></script>')
+    assert "tokentm._explain.explain" in (site / "api" / "explain.html").read_text()
 
 
 @pytest.fixture(scope="module")
 def page(site: Path) -> Iterator["Page"]:
+    if BROWSER is None:
+        pytest.skip("there is no chromium; apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     with playwright.sync_playwright() as driver:
         arguments = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
         browser = driver.chromium.launch(executable_path=BROWSER, args=arguments)

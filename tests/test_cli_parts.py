@@ -1,5 +1,6 @@
 """The parts of the command line that need no process: options from text, names of results, the output folder."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from PIL import Image
 
 import tokentm
 from tokentm.cli._app import app, command
-from tokentm.cli._options import fraction, parse_options, whole_number
+from tokentm.cli._options import fraction, options_of_each, parse_options, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError, OutputError
 from tokentm.methods.beyond_intuition import BeyondIntuitionConfig
+from tokentm.methods.rise import RiseConfig
 from tokentm.methods.rollout import RolloutConfig
 
 
@@ -202,3 +204,28 @@ def test_results_that_are_not_named_after_photos() -> None:
         find_photos([photo], Path("day"), ("compare",))
     Path("day/compare.npz").touch()
     assert find_photos([photo], Path("day"), ("compare",)) == {"a": photo}
+
+
+def test_set_finds_the_method_of_each_option_and_of_every_rule() -> None:
+    found = options_of_each(["rise", "tokentm", "tokentm/libra", "gae"], ["rise.masks=10", "tokentm.ffn=no"])
+    assert found == {
+        "rise": RiseConfig(masks=10),
+        "tokentm": tokentm.TokenTMConfig(ffn=False),
+        "tokentm/libra": tokentm.TokenTMConfig(ffn=False),
+        "gae": None,
+    }
+    assert options_of_each(["tokentm", "tokentm/libra"], ["tokentm/libra.ffn=no"])["tokentm"] is None
+
+
+@pytest.mark.parametrize(
+    ("pair", "sentence"),
+    [
+        ("masks=10", "--set 'masks=10' names no option of a method; write METHOD.NAME=VALUE."),
+        ("rise.masks", "--set 'rise.masks' names no option of a method; write METHOD.NAME=VALUE."),
+        ("tis.masks=10", "--set 'tis.masks=10' is for a method that --methods does not name; it names rise, gae."),
+        ("gae.masks=10", "Method 'gae' has no option 'masks'; it has: none."),
+    ],
+)
+def test_set_says_which_method_it_cannot_find(pair: str, sentence: str) -> None:
+    with pytest.raises(tokentm.InputError, match=f"^{re.escape(sentence)}$"):
+        options_of_each(["rise", "gae"], [pair])

@@ -1,6 +1,6 @@
 """``explain()`` and ``compare()``: from images to relevance, for any method and any model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tokentm._typing import Float
 from tokentm.errors import ImageError, InputError
 from tokentm.explanation import Explanation, Source
-from tokentm.methods import METHODS
 from tokentm.models import ImageTransform, VisionModel, load_model
 from tokentm.session import Answer, Request, run
 from tokentm.targets import Target, resolve_target, with_texts
@@ -65,7 +64,7 @@ def explain(
 def compare(
     model: str | Path | nn.Module | VisionModel,
     images: Images,
-    methods: Sequence[str] = ("tokentm", "gae", "rollout"),
+    methods: Sequence[str] | Mapping[str, Any] = ("tokentm", "gae", "rollout"),
     target: Target = None,
     *,
     batch_size: int = 8,
@@ -75,7 +74,8 @@ def compare(
     Args:
         model: As for ``explain``.
         images: As for ``explain``.
-        methods: Names of ``tokentm.METHODS``, each alone or as ``"name/rule"``; ``["all"]`` takes every method.
+        methods: Names of ``tokentm.METHODS``, each alone or as ``"name/rule"``; ``["all"]`` takes every method. A
+            mapping gives each name its options, as for ``explain``, or None for the published ones.
         target: As for ``explain``.
         batch_size: As for ``explain``.
 
@@ -86,11 +86,11 @@ def compare(
         InputError: As for ``explain``.
         UnsupportedModelError: As for ``explain``.
     """
-    names = list(METHODS) if list(methods) == ["all"] else list(dict.fromkeys(methods))
-    if not names:
+    requests = Request.parse_all(methods)
+    if not requests:
         raise InputError("Got no methods to compare; give at least one.")
-    requests = [Request.parse(name) for name in names]
-    return dict(zip(names, explain_requests(model, images, target, requests, batch_size), strict=True))
+    found = explain_requests(model, images, target, list(requests.values()), batch_size)
+    return dict(zip(requests, found, strict=True))
 
 
 def explain_requests(

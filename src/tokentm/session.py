@@ -1,6 +1,6 @@
 """One batch of images, recorded once per backward rule, explained by any number of methods."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -53,6 +53,18 @@ class Request:
         if rule.name != method.backward:
             _check_composes(method, rule)
         return cls(method, method.make_options(options), rule.name)
+
+    @classmethod
+    def parse_all(cls, methods: Sequence[str] | Mapping[str, Any]) -> "dict[str, Request]":
+        """One request per name, in their order; a mapping gives options too, and ``["all"]`` is every method.
+
+        Raises:
+            InputError: As ``parse``.
+        """
+        if isinstance(methods, Mapping):
+            return {name: cls.parse(name, options) for name, options in methods.items()}
+        names = [methods] if isinstance(methods, str) else list(methods)
+        return {name: cls.parse(name) for name in (METHODS if names == ["all"] else names)}
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from tokentm.cli._app import DebugOption, command, err, out, tell
 from tokentm.cli._explain import DEFAULT_MODEL, load
-from tokentm.cli._options import PrecisionOption, whole_number
+from tokentm.cli._options import PrecisionOption, SetOption, options_of_each, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import InputError
 
@@ -27,6 +27,7 @@ def compare(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTO|FOLDER", help="Images, or folders of images.")],
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
     methods: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "tokentm,gae,rollout",
+    settings: SetOption = None,
     targets: Annotated[
         str | None, typer.Option(help="Class name or index, or top2; the predicted class without it.")
     ] = None,
@@ -48,6 +49,7 @@ def compare(
         from tokentm.report.comparison import draw_comparison
 
         chosen = _chosen(methods, backward)
+        options = options_of_each(chosen, settings or [])
         sources = find_photos(photos, to, ("compare",))
     with output_folder(to):
         with err.status(f"Loading {escape(model)}…"):
@@ -60,7 +62,7 @@ def compare(
             tell(f"Note: {', '.join(probing)}: tens to thousands of forward passes per photo and class.", "yellow")
         with err.status(f"Explaining {len(sources)} × {len(chosen)}…"):
             opened = [Source.read(path, name) for name, path in sources.items()]
-            found = tokentm.compare(vision, opened, chosen, targets, batch_size=batch_size)
+            found = tokentm.compare(vision, opened, options, targets, batch_size=batch_size)
             _save(found, to, draw_comparison(found))
     plural = "s" * (len(sources) != 1)
     out.print(f"Compared {', '.join(found)} on {len(sources)} image{plural}.", markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 from tokentm.cli._app import EXIT_INTERRUPTED, DebugOption, command, err, out, tell
 from tokentm.cli._engines import AddressOption, EngineOption, GpusOption, WorkersOption, device_of_driver, make_engine
 from tokentm.cli._explain import DEFAULT_MODEL, load
-from tokentm.cli._options import PrecisionOption, whole_number
+from tokentm.cli._options import PrecisionOption, SetOption, options_of_each, whole_number
 from tokentm.errors import DatasetError, InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder, or KIND:PLACE; see `tokentm datasets`.")],
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
     methods: Annotated[str, typer.Option(help="Names separated by commas, NAME/RULE too, or all.")] = _DEFAULT_METHODS,
+    settings: SetOption = None,
     protocols: Annotated[
         str | None,
         typer.Option(help="Names separated by commas; see `tokentm protocols`. \\[perturbation, or the preset's]"),
@@ -78,12 +79,13 @@ def evaluate(
         local = LocalEngine(_default_workers() if workers is None else workers)
         computes = make_engine(engine, address, gpus_per_worker, workers, local, reads=True)
         device = device_of_driver(engine, device)
-        names = _names("--methods", methods)
+        names = _every(_names("--methods", methods))
         wanted = None if protocols is None else _names("--protocols", protocols)
-        _check_names(names, wanted, preset, data)
+        chosen = options_of_each(names, settings or [])
+        _check_names(wanted, preset, data)
     with err.status(f"Loading {escape(model)}…"):
         worker = prepare(
-            load(model, arch, device, precision), data, names, wanted,
+            load(model, arch, device, precision), data, chosen, wanted,
             preset=preset, explained=explained, limit=limit, sample=sample, batch_size=batch_size, seed=seed,
         )  # fmt: skip
     with _progress(to) as tick:
@@ -136,16 +138,19 @@ def _check_against(against: str | None) -> None:
         raise InputError(f"--against {against!r} is unknown; 'published' works.")
 
 
-def _check_names(methods: Sequence[str], protocols: Sequence[str] | None, preset: str | None, data: str) -> None:
+def _every(names: list[str]) -> list[str]:
+    """The names, every method for ``all``; unknown ones are told before a model is loaded, which can take minutes."""
+    from tokentm.session import Request
+
+    return list(Request.parse_all(names))
+
+
+def _check_names(protocols: Sequence[str] | None, preset: str | None, data: str) -> None:
     """Tell what is misspelt before a model is loaded, which can take minutes."""
     from tokentm.datasets.open_dataset import open_dataset
     from tokentm.evaluate.presets import PRESETS
     from tokentm.evaluate.registry import PROTOCOLS
-    from tokentm.session import Request
 
-    for name in methods:
-        if name != "all":
-            Request.parse(name)
     for name in protocols or ():
         PROTOCOLS[name]
     if preset is not None:

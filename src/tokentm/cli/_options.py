@@ -1,7 +1,7 @@
 """Values of options, from text."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -11,7 +11,7 @@ from tokentm.errors import InputError, nearest
 if TYPE_CHECKING:
     from tokentm.methods import Method
 
-__all__ = ["PrecisionOption", "fraction", "parse_options", "whole_number"]
+__all__ = ["PrecisionOption", "SetOption", "fraction", "options_of_each", "parse_options", "whole_number"]
 
 _PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -65,6 +65,12 @@ PrecisionOption = Annotated[
 ]
 
 
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="METHOD.NAME=VALUE", help="An option of one of the methods; repeatable."),
+]
+
+
 def parse_options(method: "Method", pairs: list[str]) -> Any:
     """The method's options with every ``name=value`` of ``pairs`` (``--set direction=scaled``) set.
 
@@ -84,6 +90,32 @@ def parse_options(method: "Method", pairs: list[str]) -> Any:
             raise InputError(f"Method {method.name!r} has no option {name!r}; it has: {known}.{nearest(name, fields)}")
         given[name] = _value(name, text, fields[name])
     return method.options(**given)
+
+
+def options_of_each(names: Sequence[str], pairs: list[str]) -> dict[str, Any]:
+    """Options of each method of ``names`` by every ``method.name=value`` of ``pairs`` (``--set rise.masks=1000``).
+
+    A method that is named without a backward rule means all of its entries. None where nothing was set.
+
+    Raises:
+        InputError: As ``parse_options``, and for a method that is not among ``names``.
+    """
+    from tokentm.methods import METHODS
+
+    given: dict[str, list[str]] = {name: [] for name in names}
+    for pair in pairs:
+        place, equals, value = pair.partition("=")
+        of, dot, option = place.rpartition(".")
+        if not (equals and dot):
+            raise InputError(f"--set {pair!r} names no option of a method; write METHOD.NAME=VALUE.")
+        meant = [name for name in names if of in (name, name.split("/")[0])]
+        if not meant:
+            raise InputError(
+                f"--set {pair!r} is for a method that --methods does not name; it names {', '.join(names)}."
+            )
+        for name in meant:
+            given[name].append(f"{option}={value}")
+    return {name: parse_options(METHODS[name.split("/")[0]], own) if own else None for name, own in given.items()}
 
 
 def _value(name: str, text: str, kind: Any) -> Any:

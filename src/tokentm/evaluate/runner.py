@@ -23,7 +23,6 @@ from tokentm.evaluate.results import Results
 from tokentm.evaluate.spec import EXPLAINED, ModelSpec, RunSpec
 from tokentm.evaluate.store import RunStore, locked
 from tokentm.evaluate.worker import Worker
-from tokentm.methods import METHODS
 from tokentm.models import ImageTransform, VisionModel, load_model
 from tokentm.session import Request
 
@@ -40,7 +39,7 @@ Progress = Callable[[int, int], None]
 def evaluate(
     model: str | Path | nn.Module | VisionModel,
     dataset: str | Path | Dataset,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: Sequence[str] | Mapping[str, Any] = DEFAULT_METHODS,
     protocols: Sequence[str] | Mapping[str, Any] | None = None,
     *,
     preset: str | Preset | None = None,
@@ -60,7 +59,8 @@ def evaluate(
     Args:
         model: As for ``explain``.
         dataset: A data set, or the place of one: ``"imagenet:path"``, a folder of photos, ``"shapes"``.
-        methods: Names of ``tokentm.METHODS``, each alone or as ``"name/rule"``; ``["all"]`` takes every method.
+        methods: Names of ``tokentm.METHODS``, each alone or as ``"name/rule"``; ``["all"]`` takes every method. A
+            mapping gives each name its options, or None for the published ones.
         protocols: Names of protocols, or a config for each name; None takes those of the preset, else perturbation.
         preset: How the data is prepared and which constants the protocols have, by name; see ``PRESETS``.
         explained: ``"predicted"``, ``"target"`` (the labelled class) or ``"both"``; None takes the preset's, else
@@ -73,7 +73,7 @@ def evaluate(
         batch_size: Images explained at once.
         workers: Processes that read images. With more than 0 the calling script must be importable (an
             ``if __name__ == "__main__"`` around the call), because they are started afresh.
-        seed: Of everything random: methods, protocols, intervals.
+        seed: Of everything random: methods (whatever seed their options name), protocols, intervals.
         progress: See ``Progress``.
         engine: Where parts are computed; None takes this machine with ``workers``.
 
@@ -98,7 +98,7 @@ def evaluate(
 def prepare(
     model: str | Path | nn.Module | VisionModel,
     dataset: str | Path | Dataset,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: Sequence[str] | Mapping[str, Any] = DEFAULT_METHODS,
     protocols: Sequence[str] | Mapping[str, Any] | None = None,
     *,
     preset: str | Preset | None = None,
@@ -188,17 +188,17 @@ def execute(
     return results
 
 
-def _requests(methods: Sequence[str], seed: int) -> tuple[Request, ...]:
-    names = list(METHODS) if list(methods) == ["all"] else list(dict.fromkeys(methods))
-    if not names:
+def _requests(methods: Sequence[str] | Mapping[str, Any], seed: int) -> tuple[Request, ...]:
+    wanted = Request.parse_all(methods)
+    if not wanted:
         raise InputError("Got no methods to evaluate; give at least one.")
-    requests = []
-    for name in names:
-        request = Request.parse(name)
-        if any(field.name == "seed" for field in fields(request.options)):
-            request = replace(request, options=replace(request.options, seed=seed))
-        requests.append(request)
-    return tuple(requests)
+    return tuple(_seeded(request, seed) for request in wanted.values())
+
+
+def _seeded(request: Request, seed: int) -> Request:
+    if all(field.name != "seed" for field in fields(request.options)):
+        return request
+    return replace(request, options=replace(request.options, seed=seed))
 
 
 def _kinds(explained: str) -> tuple[str, ...]:

@@ -227,5 +227,5 @@ def test_set_finds_the_method_of_each_option_and_of_every_rule() -> None:
     ],
 )
 def test_set_says_which_method_it_cannot_find(pair: str, sentence: str) -> None:
-    with pytest.raises(tokentm.InputError, match=f"^{re.escape(sentence)}$"):
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         options_of_each(["rise", "gae"], [pair])

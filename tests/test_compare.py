@@ -12,6 +12,7 @@ import tokentm
 from tests.support.command import run, save_classifier, tree
 from tests.support.zoo import build, image_batch
 from tokentm.errors import InputError
+from tokentm.methods.rollout import RolloutConfig
 from tokentm.report.comparison import draw_comparison
 from tokentm.session import Request
 
@@ -39,6 +40,20 @@ def test_compare_is_explain_for_each_method() -> None:
         assert torch.equal(explanation.target, alone.target)
         assert explanation.image_index.tolist() == [0, 0, 1, 1, 2, 2]
         assert explanation.method == name
+
+
+def test_a_mapping_gives_options_and_one_name_needs_no_list() -> None:
+    model, images = build("timm-dinov2"), image_batch("timm-dinov2")
+    start = RolloutConfig(start_block=1)
+    found = tokentm.compare(model, images, {"rollout": start, "gae": None}, 0)
+    assert list(found) == ["rollout", "gae"]
+    for name, options in (("rollout", start), ("gae", None)):
+        alone = tokentm.explain(model, images, 0, name, options=options)
+        assert torch.equal(found[name].relevance, alone.relevance)
+    assert not torch.equal(found["rollout"].relevance, tokentm.explain(model, images, 0, "rollout").relevance)
+    assert list(tokentm.compare(model, images, "gae", 0)) == ["gae"]
+    with pytest.raises(InputError, match="takes NoOptions as options, got RolloutConfig"):
+        tokentm.compare(model, images, {"gae": start}, 0)
 
 
 def test_the_same_rule_twice_is_refused_and_rules_only_go_where_they_apply() -> None:

@@ -28,6 +28,9 @@ from tokentm.evaluate.runner import execute, prepare
 from tokentm.evaluate.spec import differences
 from tokentm.evaluate.store import RESULTS, locked
 from tokentm.evaluate.worker import Worker
+from tokentm.methods.registry import NoOptions
+from tokentm.methods.rise import RiseConfig
+from tokentm.methods.tokentm import TokenTMConfig
 from tokentm.models import ImageTransform
 
 TEN = Scenes(10)
@@ -72,6 +75,15 @@ def test_the_public_function_is_the_package_and_gives_the_same(ten: Results, tmp
     assert figures(found) == figures(ten)
     assert callable(tokentm.evaluate)
     assert tokentm.evaluate is sys.modules["tokentm.evaluate"]
+
+
+def test_options_of_a_method_are_computed_with_and_belong_to_the_run() -> None:
+    options = TokenTMConfig(ffn=False)
+    given, published = prepare("shapes", Scenes(2), {"tokentm": options}), prepare("shapes", Scenes(2), ["tokentm"])
+    assert given.spec.requests[0].options == options
+    assert given.spec.manifest()["identity"] != published.spec.manifest()["identity"]
+    rise = prepare("shapes", Scenes(2), {"rise": RiseConfig(masks=5, seed=3), "gae": None}, seed=7).spec.requests
+    assert [request.options for request in rise] == [RiseConfig(masks=5, seed=7), NoOptions()]
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

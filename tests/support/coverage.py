@@ -267,7 +267,15 @@ def transformers_models() -> dict[str, tuple[Callable[[], nn.Module], str]]:
         "DINOv3ViTModel": (_classifier("DINOv3ViTModel", "DINOv3ViTConfig"), vit),
         "ViTMAEForPreTraining": (_classifier("ViTMAEForPreTraining", "ViTMAEConfig"), vit),
         "Siglip2ForImageClassification": (_tower("Siglip2ForImageClassification"), vit),
-        "Data2VecVisionForImageClassification": (_classifier("Data2VecVisionForImageClassification"), vit),
+        "Data2VecVisionForImageClassification": (
+            _classifier("Data2VecVisionForImageClassification", use_relative_position_bias=True), vit,
+        ),
+        "Data2VecVisionForImageClassification, one shared bias, CLS": (
+            _classifier(
+                "Data2VecVisionForImageClassification", use_shared_relative_position_bias=True, use_mean_pooling=False
+            ),
+            vit,
+        ),
         "SwinForImageClassification": (
             _hierarchical(
                 "SwinForImageClassification", image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=4

@@ -16,6 +16,8 @@ def take_transformers_apart(name: str, model: Any) -> Parts:
         return _tower(model)
     if hasattr(model, "beit"):
         return _beit(model)
+    if hasattr(model, "data2vec_vision"):
+        return _data2vec(model)
     dino = "dinov2" in name
     base = getattr(model, model.base_model_prefix)
     layers = base.encoder.layer if dino else base.layers
@@ -92,11 +94,32 @@ def _beit(model: Any) -> Parts:
             block.bias = _looked_up(b.relative_position_bias or base.shared_position_bias, a.num_attention_heads)
         weights.append(block)
 
+    return _beit_parts(model, base, base.layers, weights)
+
+
+def _data2vec(model: Any) -> Parts:
+    """BEiT's network with other names."""
+    base, weights = model.data2vec_vision, []
+    for b in base.encoder.layer:
+        a, out = b.attention.attention, b.attention.output.dense
+        projections = [(p.weight, p.bias) for p in (a.query, a.key, a.value, out)]
+        block = Weights(
+            b.layernorm_before, *projections, a.num_attention_heads, b.lambda_1, b.layernorm_after,
+            torch.nn.Sequential(b.intermediate, b.output), b.lambda_2,
+        )  # fmt: skip
+        own = a.relative_position_bias if a.has_relative_position_bias else base.encoder.relative_position_bias
+        if own is not None:
+            block.bias = _looked_up(own, a.num_attention_heads)
+        weights.append(block)
+    return _beit_parts(model, base, base.encoder.layer, weights)
+
+
+def _beit_parts(model: Any, base: Any, layers: Any, weights: list[Weights]) -> Parts:
     def readout(n: int) -> Tensor:
         r = torch.eye(n, dtype=torch.float64)[0]
         return (1 - r) / (n - 1) if model.config.use_mean_pooling else r
 
-    return Parts(base.layers, weights, lambda x: model.classifier(base.pooler(base.layernorm(x))), readout, 1)
+    return Parts(layers, weights, lambda x: model.classifier(base.pooler(base.layernorm(x))), readout, 1)
 
 
 def _looked_up(module: Any, heads: int) -> Callable[[dict[str, Any], list[int] | None], Tensor]:

@@ -1,7 +1,7 @@
-"""transformers ViT (and MAE fine-tuned), ViT-MSN, I-JEPA, DeiT, BEiT, DINOv2 (with registers), classification."""
+"""transformers ViT (also MAE fine-tuned), ViT-MSN, I-JEPA, DeiT, BEiT, Data2Vec, DINOv2: classification."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, final
 
@@ -32,6 +32,8 @@ class _Layer:
     ffn_norm: str
     ffn_out: str
     layer_scale: str | None
+    attention: str = "attention"
+    proj: str = "attention.o_proj"
 
 
 Tail = Callable[[Any, Tensor, int], Tensor]
@@ -58,7 +60,7 @@ def _both_tail(model: Any, normed: Tensor, num_prefix: int) -> Tensor:
 
 
 def _beit_tail(model: Any, normed: Tensor, _: int) -> Tensor:
-    logits: Tensor = model.classifier(model.beit.pooler(normed))
+    logits: Tensor = model.classifier(getattr(model, model.base_model_prefix).pooler(normed))
     return logits
 
 
@@ -78,6 +80,8 @@ _PLAIN = _Layer(ffn_norm="layernorm_after", ffn_out="mlp", layer_scale=None)
 _SCALED = _Layer(ffn_norm="norm2", ffn_out="layer_scale2", layer_scale="layer_scale1.lambda1")
 # drop_path runs twice in a layer, behind either branch; what it gave last is what the feed-forward adds.
 _BEIT_LAYER = _Layer(ffn_norm="layernorm_after", ffn_out="drop_path", layer_scale="lambda_1")
+# The same network as BEiT, written before the library gave all its attention layers one form.
+_DATA2VEC_LAYER = replace(_BEIT_LAYER, attention="attention.attention", proj="attention.output.dense")
 
 
 def _path(package: str, name: str) -> str:
@@ -93,9 +97,11 @@ _VIT, _DEIT, _MSN, _JEPA, _BEIT, _DINOV2, _REGISTERS = (
     _path("dinov2", "Dinov2Layer"),
     _path("dinov2_with_registers", "Dinov2WithRegistersLayer"),
 )
+_DATA2VEC = "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionLayer"
 _LAYERS = {
     **dict.fromkeys((_VIT, _DEIT, _MSN, _JEPA), _PLAIN),
     _BEIT: _BEIT_LAYER,
+    _DATA2VEC: _DATA2VEC_LAYER,
     **dict.fromkeys((_DINOV2, _REGISTERS), _SCALED),
 }
 
@@ -130,6 +136,7 @@ _MODELS = {
         _DEIT, _two, lambda _, prefix: Readout.cls_and_distillation(prefix), _teacher_tail
     ),
     _BEIT.replace("Layer", _HEAD): _Model(_BEIT, _one, _beit_readout, _beit_tail),
+    _DATA2VEC.replace("Layer", _HEAD): _Model(_DATA2VEC, _one, _beit_readout, _beit_tail),
     _DINOV2.replace("Layer", _HEAD): _Model(_DINOV2, _one, _both, _both_tail, any_size=True),
     _REGISTERS.replace("Layer", _HEAD): _Model(
         _REGISTERS, lambda config: 1 + config.num_register_tokens, _both, _both_tail, any_size=True
@@ -184,10 +191,10 @@ def _block(layer: Any, index: int) -> BlockAnatomy:
         scale = attrgetter(parts.layer_scale)(layer) if parts.layer_scale else None
         return BlockAnatomy(
             block=layer,
-            attention=layer.attention,
+            attention=attrgetter(parts.attention)(layer),
             ffn_norm=attrgetter(parts.ffn_norm)(layer),
             ffn_out=attrgetter(parts.ffn_out)(layer),
-            proj=layer.attention.o_proj,
+            proj=attrgetter(parts.proj)(layer),
             layer_scale=scale if isinstance(scale, Tensor) else None,  # BEiT without layer scale multiplies by 1.0
         )
     except AttributeError as error:

@@ -61,6 +61,19 @@ PRESETS = {
         colour=0.1,
         cutmix=0.1,
     ),
+    # The twin that pools its patches: begins with what "cpu-polish" has learnt, and learns to do without a token.
+    "cpu-pool": Recipe(
+        pool="avg",
+        steps=200,
+        begun_at=7_400,
+        lr=1e-3,
+        warm_up=20,
+        ema=0.98,
+        dense_share=1.0,
+        warp=0.2,
+        colour=0.1,
+        cutmix=0.1,
+    ),
     "gpu": Recipe(
         depth=12,
         parts=1,

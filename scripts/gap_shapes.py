@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from _pooled import pooled_weights
 from _shapes_pool import TRAIN_SEED, WATCH_SEED
 from tokentm.datasets.shapes import Shapes
 from tokentm.files import writable_folder, write_atomically
@@ -57,10 +58,7 @@ def main() -> None:
 
 def twin() -> nn.Module:
     """The bundled weights behind a mean-of-patches readout, not yet trained for it."""
-    weights = load_file(PACKAGED / "model.safetensors")
-    kept = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: w for name, w in weights.items()}
-    del kept["cls_token"]
-    kept["pos_embed"] = kept["pos_embed"][:, 1:]
+    kept = pooled_weights(load_file(PACKAGED / "model.safetensors"))
     model = timm.create_model(ARCHITECTURE, num_classes=len(kept["head.bias"]), **MEAN_POOLED)
     model.load_state_dict({name: tensor.float() for name, tensor in kept.items()})
     return model

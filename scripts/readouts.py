@@ -1,10 +1,11 @@
-"""Readout variants of TokenTM measured on a twin of the bundled model that pools its patches.
+"""Readout variants of TokenTM measured on twins of the bundled models that pool their patches.
 
-    python scripts/gap_shapes.py                                  # makes the twin, some core minutes
-    python scripts/readouts.py [--scenes 100] [--model runs/shapes-gap] [--out docs/readouts.md]
+    python scripts/gap_shapes.py                                       # makes the first twin, some core minutes
+    python scripts/train_cifar10.py train --preset cpu-pool …          # makes the second, see there
+    python scripts/readouts.py [--scenes 100] [--photos 1000 --cifar FILE] [--out docs/readouts.md]
 
-Localisation on scenes of two objects, each asked about in turn; perturbation on scenes of one object. None of the
-scenes was trained on. Intervals are 95 % over scenes drawn again (bootstrap).
+Scenes: localisation where there are two objects, each asked about in turn; perturbation where there is one. Photos:
+perturbation on test images. None of the images was trained on. Intervals are 95 % over images drawn again (bootstrap).
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tokentm import load_model, render
+from tokentm import evaluate, load_model, render
 from tokentm.datasets.shapes import Scene, Shapes
 from tokentm.evaluate.protocols.perturbation import PerturbationConfig, perturbation
 from tokentm.evaluate.protocols.perturbation import metrics as perturbation_metrics
@@ -27,21 +28,32 @@ from tokentm.files import write_atomically
 from tokentm.methods.tokentm import READOUTS, TokenTMConfig
 from tokentm.models import VisionModel
 from tokentm.recorder import predict
+from tokentm.report.evaluation.tables import text_of
 from tokentm.session import Request, run
 
 TWO_OBJECTS, ONE_OBJECT = 20_03, 20_04  # series of scenes that no model was trained or chosen on
 SHOWN = ("AUC positive", "AUC negative", "AOPC", "LOdds", "mAP", "mIoU", "pointing game", "energy inside")
 BATCH = 20
+ARROWS = {True: "↑", False: "↓", None: ""}
 PROSE = """# Readouts of TokenTM where the head pools patches
 
-Made by `python scripts/gap_shapes.py` and `python scripts/readouts.py --scenes {scenes}`. The model is a twin of
-`shapes` with the mean of its patches in place of the class token, fine-tuned on labels alone from the bundled weights
-for {steps} steps: not trained from the start, so it keeps features that masks helped to form. What the variants are is
-said in the docstring of `TokenTMConfig`; why the default is what it is, in
-`docs/decisions/0012-readout-of-pooled-heads.md`. In brackets: 95 % intervals.
+Made by `python scripts/readouts.py`. What the variants are is said in the docstring of `TokenTMConfig`; why the default
+is what it is, in `docs/decisions/0012-readout-of-pooled-heads.md`. In brackets: 95 % intervals. In perturbation,
+positive takes the most relevant pixels away first: the faster the accuracy falls, the better.
+"""
+OF_SCENES = """
+## Scenes
 
-Localisation: {scenes} scenes of two objects, each asked about. Perturbation: {scenes} scenes of one object; positive
-takes the most relevant pixels away first (the faster the accuracy falls, the better).
+The model is a twin of `shapes` with the mean of its patches in place of the class token
+(`python scripts/gap_shapes.py`), fine-tuned on labels alone from the bundled weights for {steps} steps: not trained
+from the start, so it keeps features that masks helped to form. Localisation: {count} scenes of two objects, each asked
+about. Perturbation: {count} scenes of one object.
+"""
+OF_PHOTOS = """
+## Photos
+
+The model is such a twin of `cifar10` (`python scripts/train_cifar10.py train --preset cpu-pool`). Perturbation on
+{count} test images of CIFAR-10, the predicted class explained; the model is right on {accuracy:.1%} of them.
 """
 
 
@@ -49,27 +61,43 @@ def main() -> None:
     """Measure every variant and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--model", type=Path, default=Path("runs/shapes-gap"))
+    parser.add_argument("--model", type=Path, default=Path("runs/shapes-gap"), help="the twin of shapes")
+    parser.add_argument("--photos", type=int, default=1_000, help="of CIFAR-10")
+    parser.add_argument("--cifar", help="its archive or folder; without it, photos are left out")
+    parser.add_argument("--photo-model", type=Path, default=Path("runs/cifar10-pool/model"), help="the twin of cifar10")
+    parser.add_argument("--runs", type=Path, default=Path("out/readouts"), help="where runs on photos go on")
     parser.add_argument("--out", type=Path, default=Path("docs/readouts.md"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(options.model)
-    print(f"readout of the model: {model.anatomy.readout.name}", flush=True)
-    figures: dict[str, list[str]] = {name: [] for name in READOUTS}
-    titles: list[str] = []
-    for measured in (localisation, deletion):
-        for title, cells in measured(model, options.scenes):
-            titles.append(title)
-            for name, figure in cells.items():
-                figures[name].append(figure)
-            print(title, dict(cells), flush=True)
     with safe_open(options.model / "model.safetensors", "pt") as file:
         steps = file.metadata().get("steps", "?")
+    text = PROSE + OF_SCENES.format(count=options.scenes, steps=steps)
+    text += table([*localisation(model, options.scenes), *deletion(model, options.scenes)])
+    if options.cifar:
+        cells, accuracy = photos(options.photo_model, options.cifar, options.photos, options.runs)
+        text += OF_PHOTOS.format(count=f"{options.photos:,}", accuracy=accuracy) + table(cells)
     with write_atomically(options.out) as path:
-        path.write_text(page(titles, figures, options.scenes, steps), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 Cells = tuple[str, Mapping[str, str]]
+
+
+def photos(model: Path, data: str, count: int, runs: Path) -> tuple[list[Cells], float]:
+    """Perturbation figures of one run for each variant, and the accuracy of the model."""
+    found: dict[str, dict[str, str]] = {}
+    for name in READOUTS:
+        results = evaluate(
+            model, f"cifar10:{data}", {"tokentm": TokenTMConfig(readout=name)}, sample=count, batch_size=50,
+            out=runs / name,
+        )  # fmt: skip
+        for figure in results.table():
+            if figure.metric.name in SHOWN:
+                value, interval = text_of(figure)
+                title = f"{figure.metric.name} {ARROWS[figure.metric.higher_is_better]}"
+                found.setdefault(title, {})[name] = f"{value} ({interval})"
+    return list(found.items()), results.accuracy
 
 
 def localisation(model: VisionModel, count: int) -> list[Cells]:
@@ -130,13 +158,12 @@ def summary(metrics: tuple[Metric, ...], columns: Mapping[str, list[Mapping[str,
     for metric in metrics:
         if metric.name not in SHOWN:
             continue
-        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
         cells = {}
         for name, rows in joined.items():
             count = len(next(iter(rows.values())))
             again = metric.of(rows, weightings(count))
             cells[name] = cell(float(metric.of(rows, np.ones((1, count)))[0]), again, metric.digits)
-        found.append((f"{metric.name}{arrow}", cells))
+        found.append((f"{metric.name} {ARROWS[metric.higher_is_better]}", cells))
     return found
 
 
@@ -157,12 +184,11 @@ def cell(value: float, again: np.ndarray, digits: int) -> str:
     return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def page(titles: list[str], figures: Mapping[str, list[str]], scenes: int, steps: str) -> str:
-    """The page: one row per figure, one column per variant."""
-    head = "| | " + " | ".join(f"`{name}`" for name in figures) + " |"
-    rows = [f"| {title} | " + " | ".join(cells) + " |" for title, *cells in zip(titles, *figures.values(), strict=True)]
-    table = "\n".join([head, "|---" * (len(figures) + 1) + "|", *rows])
-    return f"{PROSE.format(scenes=scenes, steps=steps)}\n{table}\n"
+def table(cells: list[Cells]) -> str:
+    """One row per figure, one column per variant."""
+    head = "| | " + " | ".join(f"`{name}`" for name in READOUTS) + " |"
+    rows = [f"| {title} | " + " | ".join(found[name] for name in READOUTS) + " |" for title, found in cells]
+    return "\n".join(["", head, "|---" * (len(READOUTS) + 1) + "|", *rows, ""])
 
 
 if __name__ == "__main__":

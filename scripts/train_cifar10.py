@@ -8,8 +8,9 @@ FILE is cifar-10-python.tar.gz, or a tree train/<class>/*.jpg, test/<class>/*.jp
 ``--preset cpu`` (an hour of two cores) and ``--preset gpu`` are two recipes of one program; both first train a small
 convolutional network, whose soft answers the ViT learns from. ``--preset cpu-again --begin FOLDER`` goes on from the
 finished run in FOLDER for another hour, and ``cpu-polish`` from that one for half an hour. ``--pool avg`` trains the
-twin whose head reads the mean of the patch tokens. Order, augmentation, kept tokens and dropped blocks of step ``i``
-depend only on the seed and on ``i``, so that on a CPU a resumed run is the run uninterrupted, bit for bit.
+twin whose head reads the mean of the patch tokens; ``cpu-pool`` makes one of the finished model in some minutes. Order,
+augmentation, kept tokens and dropped blocks of step ``i`` depend only on the seed and on ``i``, so that on a CPU a
+resumed run is the run uninterrupted, bit for bit.
 Needs torch 2.9 or later, for Muon; the model itself does not.
 """
 
@@ -35,6 +36,7 @@ from _cifar10_images import Images, draw_batch
 from _cifar10_package import export, logits_of, measure, write_card
 from _cifar10_recipe import PRESETS, Recipe, build, set_start
 from _cifar10_teacher import answers, trained_teacher
+from _pooled import pooled_weights
 from tokentm.datasets._cifar_files import CifarFiles, read_cifar
 from tokentm.files import writable_folder, write_atomically
 
@@ -98,7 +100,8 @@ class Run:
         taken = state["recipe"]["begun_at"] + state["step"]
         if taken != self.recipe.begun_at:
             raise SystemExit(f"{begin} has taken {taken} steps; this preset goes on after {self.recipe.begun_at}.")
-        self.student.load_state_dict(state["average"])
+        other = self.recipe.pool != state["recipe"]["pool"]
+        self.student.load_state_dict(pooled_weights(state["average"]) if other else state["average"])
         for name in ("history", "seconds", "core_seconds"):
             setattr(self, name, state[name])
         if (begin / "teacher.pt").exists():
@@ -230,7 +233,7 @@ def main() -> None:
     parser.add_argument("command", choices=["train", "export", "evaluate"])
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: an archive or a folder")
     parser.add_argument("--preset", choices=list(PRESETS), default="gpu" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--pool", choices=["token", "avg"], default="token", help="what the head reads")
+    parser.add_argument("--pool", choices=["token", "avg"], help="what the head reads [as the preset says]")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change the preset, for trials")
     parser.add_argument("--until", type=int, help="stop at this step; a later `train` goes on")
     parser.add_argument("--begin", type=Path, help="folder of the finished run that the preset goes on from")
@@ -239,7 +242,8 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="rewrite the table in the model card")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = replace(PRESETS[arguments.preset], pool=arguments.pool)
+    preset = PRESETS[arguments.preset]
+    recipe = replace(preset, pool=arguments.pool or preset.pool)
     for name, _, value in (change.partition("=") for change in arguments.set):
         recipe = replace(recipe, **{name: type(getattr(recipe, name))(value)})
     if arguments.begin and not recipe.begun_at:

@@ -169,6 +169,20 @@ def test_a_second_run_goes_on_from_the_average_of_the_first(
     assert not torch.equal(*batches)
 
 
+def test_the_pooled_twin_begins_as_the_model_without_its_token(
+    script: Any, recipe: Any, files: CifarFiles, tmp_path: Path
+) -> None:
+    first = script.train(tmp_path / "first", recipe, files, CPU)
+    (tmp_path / "pooled").mkdir()
+    twin = script.Run(tmp_path / "pooled", replace(recipe, begun_at=4, pool="avg"), 3, CPU, tmp_path / "first").student
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    vit = first.average.eval()
+    tokens = vit.patch_embed(images) + vit.pos_embed[:, 1:]
+    expected = vit.head(vit.norm(vit.blocks(tokens).mean(1)))
+    torch.testing.assert_close(twin.eval()(images), expected)
+    assert script.PRESETS["cpu-pool"].begun_at == 7_400  # where the bundled model's third run ended
+
+
 @pytest.mark.parametrize("begun_at", [4, 3])
 def test_a_second_run_needs_the_run_it_goes_on_from(
     script: Any, recipe: Any, files: CifarFiles, tmp_path: Path, begun_at: int

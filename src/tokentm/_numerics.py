@@ -1,11 +1,19 @@
-"""What PyTorch's kernels do where it depends on its release."""
+"""What PyTorch's kernels do where it depends on its release, and what a classifier's logits say."""
 
 from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-__all__ = ["rms_norm_eps"]
+from tokentm._typing import Float
+
+__all__ = ["probabilities", "rms_norm_eps"]
+
+
+def probabilities(logits: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:
+    """Softmax over the classes; a single logit is that of a binary classifier, for the one class that it names."""
+    return logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
 
 
 @cache

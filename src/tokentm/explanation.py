@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokentm import render
+from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.files import safe_stem, writable_folder, write_file
@@ -104,8 +105,8 @@ class Explanation:
 
     @cached_property
     def probability(self) -> Float[Tensor, "b"]:
-        """Softmax probability of each row's target."""
-        return self.logits.softmax(-1).gather(1, self.target[:, None]).squeeze(1)
+        """Softmax probability of each row's target; of a model with one logit its sigmoid."""
+        return probabilities(self.logits).gather(1, self.target[:, None]).squeeze(1)
 
     @cached_property
     def class_name(self) -> tuple[str, ...]:
@@ -172,7 +173,7 @@ class Explanation:
     def manifest(self, row: int) -> dict[str, Any]:
         """Everything about ``row`` that is not an array, ready for JSON."""
         source = self.sources[int(self.image_index[row])]
-        best = self.logits[row].softmax(-1).topk(min(5, self.logits.shape[1]))
+        best = probabilities(self.logits[row]).topk(min(5, self.logits.shape[1]))
         transform, size = self.model.transform, source.photo.size if source.photo else source.size
         return {
             "image": source.file or source.name,

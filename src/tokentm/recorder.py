@@ -8,12 +8,14 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, inf
 from torch.nn.functional import pad
+from torch.utils.checkpoint import CheckpointError
 
+from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError, UnsupportedModelError
 from tokentm.models.anatomy import Anatomy
 from tokentm.models.vision_model import VisionModel
-from tokentm.taps import AttentionCall, Taken, attached
+from tokentm.taps import AttentionCall, AttentionTap, Taken, attached
 from tokentm.trace import BlockTrace, Signal, Trace
 
 __all__ = ["Recording", "Score", "predict", "record"]
@@ -81,13 +83,14 @@ class Recording:
         wanted: dict[str, Tensor] = {f"output{i}": call.output for i, call in enumerate(self._calls())}
         if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & signals:
             wanted |= {f"tokens{i}": tokens for i, tokens in self._taken.tokens_in.items()}
-        elif Signal.FINAL_GRAD in signals:
+        else:
             wanted[f"tokens{blocks}"] = self._taken.tokens_in[blocks]
         if Signal.IMAGE_GRAD in signals:
             wanted["image"] = self._inputs
         self._taken.bias.reset()
         grads = _backward(self._score_source, target, score, tuple(wanted.values()), keep=keep)
         found = dict(zip(wanted, grads, strict=True))
+        _check_read(found[f"tokens{blocks}"], template)
         tokens_grad = Signal.TOKENS_GRAD in signals
         pool = template.pool and replace(template.pool, _grad=found[f"output{blocks}"])
         return replace(
@@ -147,14 +150,19 @@ def record(
         inputs = model.inputs(images)
         if inputs.is_inference() or Signal.IMAGE_GRAD in signals:
             inputs = inputs.clone().requires_grad_(Signal.IMAGE_GRAD in signals)
-        # The rule goes around the tap: what the tap computes itself must pass under the rule too.
-        with rule() as active, attached(model.module, anatomy, taken):
-            output = anatomy.logits(model.module(inputs))
-            taken.bias.active, taken.closed = False, True
-            if Signal.LAYER_GRAD in signals:
-                layer_logits = tuple(anatomy.tail(taken.tokens_in[i + 1]) for i in range(len(anatomy.blocks)))
-        logits = output if output.dtype == torch.float64 else output.float()
-    _check_logits(logits, anatomy)
+        with attached(model.module, anatomy, taken):
+            # The rule goes around the tap: what the tap computes itself must pass under the rule too.
+            with rule() as active, AttentionTap(taken, anatomy):
+                output = anatomy.logits(model.module(inputs))
+                taken.bias.active, taken.closed = False, True
+                if Signal.LAYER_GRAD in signals:
+                    layer_logits = tuple(anatomy.tail(taken.tokens_in[i + 1]) for i in range(len(anatomy.blocks)))
+            logits = output if output.dtype == torch.float64 else output.float()
+            _check_logits(logits, anatomy)
+            # In eval mode still: reading a weight under spectral norm changes it in train mode.
+            template = _template(taken, anatomy, inputs.detach(), logits.detach())
+    if not signals.needs_backward and not model.own_forward:
+        _check_readout(model, images)
     # A rule that needs float64 shapes the graph only; what the model says is what it says in its own type.
     said = predict(model, images) if getattr(active, "wide", False) else logits.detach()
     return Recording(
@@ -163,7 +171,7 @@ def record(
         _layer_logits=layer_logits,
         _inputs=inputs,
         _taken=taken,
-        _template=_template(taken, anatomy, inputs.detach(), said),
+        _template=replace(template, logits=said, target=said.argmax(-1)),
     )
 
 
@@ -182,7 +190,7 @@ def predict(
     """
     model.anatomy.check_images(*images.shape[1:])
     taken = _slots(Signal(0), keep, model.anatomy)
-    with torch.no_grad(), attached(model.module, model.anatomy, taken):
+    with torch.no_grad(), attached(model.module, model.anatomy, taken), AttentionTap(taken, model.anatomy):
         logits = model.anatomy.logits(model.module(model.inputs(images)))
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -195,12 +203,18 @@ def _backward(
     logits: Tensor, target: Tensor, score: Score, inputs: tuple[Tensor, ...], *, keep: bool
 ) -> tuple[Tensor, ...]:
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    source = logits.softmax(-1) if score == "probability" else logits
+    source = probabilities(logits) if score == "probability" else logits
     half = any(part.dtype == torch.float16 for part in inputs)
     scale = _loss_scale(logits, target, score) if half else torch.ones_like(logits[:, 0])
     # As weights of the backward pass, not by gather: a target made under inference_mode cannot be saved.
     weights = torch.zeros_like(source).scatter_(1, target.to(source.device)[:, None], scale[:, None])
-    grads = torch.autograd.grad(source, inputs, weights, retain_graph=keep)
+    try:
+        grads = torch.autograd.grad(source, inputs, weights, retain_graph=keep)
+    except CheckpointError as error:
+        raise UnsupportedModelError(
+            "A part of the model runs again in the backward pass (torch.utils.checkpoint), where it cannot be "
+            "recorded; switch gradient checkpointing off."
+        ) from error
     return _unscaled(grads, scale) if half else grads
 
 
@@ -209,7 +223,7 @@ def _loss_scale(logits: Tensor, target: Tensor, score: Score) -> Tensor:
     scale = torch.full_like(logits[:, 0], _FLOAT16_LOSS_SCALE, requires_grad=False)
     if score == "logit":
         return scale
-    chosen = logits.detach().softmax(-1).gather(1, target.to(logits.device)[:, None]).squeeze(1)
+    chosen = probabilities(logits.detach()).gather(1, target.to(logits.device)[:, None]).squeeze(1)
     return torch.ldexp(scale, -torch.frexp(chosen).exponent.clamp_min(-100))
 
 
@@ -259,7 +273,7 @@ def _block_trace(taken: Taken, anatomy: Anatomy, index: int) -> BlockTrace:
         scale=call.scale,
         mask=call.mask,
         proj_weight=part.projection(),
-        layer_scale=None if part.layer_scale is None else part.layer_scale.detach(),
+        layer_scale=part.scale(),
         query_scale=taken.query_scale.get(index),
         _tokens_in=taken.tokens_in[index].detach() if Signal.TOKENS in taken.signals else None,
         _tokens_mid=taken.tokens_mid.get(index),
@@ -301,11 +315,34 @@ def _pooling_row(pool: BlockTrace) -> Float[Tensor, "b n"]:
     return (scores if pool.mask is None else scores + pool.mask.double()).softmax(-1).mean((1, 2))
 
 
+def _check_readout(model: VisionModel, images: Tensor) -> None:
+    """Refuse a model whose own forward pass reads other tokens than its family does.
+
+    Recordings with a backward pass see it for nothing; those without one need a pass of their own.
+    """
+    recording = record(model, images, Signal.FINAL_GRAD)
+    recording.trace(recording.logits.argmax(-1))
+
+
+def _check_read(grad: Float[Tensor, "b n w"], template: Trace) -> None:
+    """Refuse a gradient at final tokens from which the head is said to read nothing."""
+    if template.pool is not None:
+        return
+    unread = (template.readout == 0).to(grad.device)
+    if grad[unread].count_nonzero():
+        raise UnsupportedModelError(
+            "The class score depends on final tokens that its head is not known to read: the model's own forward pass "
+            "or head pools them in another way than the class it derives from, and its map would be wrong; the "
+            "readouts of that class work."
+        )
+
+
 def _check_logits(logits: Tensor, anatomy: Anatomy) -> None:
     if logits.ndim != 2 or logits.shape[1] != anatomy.num_classes:
         raise UnsupportedModelError(
             f"The model returned an output of shape {tuple(logits.shape)}, but says that it has {anatomy.num_classes} "
-            "classes; a head that gives one logit per class works."
+            "classes; a head whose last linear layer gives one logit per class works, and after a change of the head "
+            "the model must be loaded or described again."
         )
     bad = (~logits.detach().isfinite().all(-1)).nonzero().flatten().tolist()
     if bad:

@@ -121,6 +121,11 @@ def prepare(
     configs = _configs(protocols, chosen, data)
     _check_data(data, configs, kinds)
     vision = load_model(model)
+    if vision.anatomy.num_classes < 2:
+        raise InputError(
+            f"The model {vision.name} has one class, which it always names; models of two classes and more can be "
+            "evaluated."
+        )
     # Where nothing asks for labels, those that the model does not know do no harm.
     needed = "target" in kinds or any(
         PROTOCOLS[name].needs_labels or getattr(config, "label", "") == "true" for name, config in configs.items()

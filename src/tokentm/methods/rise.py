@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tokentm._numerics import probabilities
 from tokentm._typing import Float
 from tokentm.errors import InputError
 from tokentm.methods._pixels import pixels_to_tokens
@@ -81,7 +82,7 @@ def rise(trace: Trace, options: RiseConfig, probe: Probe) -> Float[Tensor, "b n"
         masks = drawn.to(images.device)
         for row, (image, target) in enumerate(zip(images, trace.target.tolist(), strict=True)):
             logits = probe.logits(image * masks[:, None].to(image.dtype))
-            score = logits.to(dtype).softmax(-1)[:, target]
+            score = probabilities(logits.to(dtype))[:, target]
             total[row] += torch.einsum("m,myx->yx", score, masks.to(dtype))
     patch_area = total[0].numel() / (trace.grid[0] * trace.grid[1])
     return pixels_to_tokens(trace, total / (options.masks * options.keep * patch_area))

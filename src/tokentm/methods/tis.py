@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
+from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.methods.registry import Probe, method
@@ -102,7 +103,7 @@ def _scores(
     found = []
     for keep in subsets.split(options.batch):
         logits = probe.logits_of_subset(image.expand(len(keep), -1, -1, -1), keep)
-        found.append(logits.softmax(-1)[:, target])
+        found.append(probabilities(logits)[:, target])
     return torch.cat(found)
 
 

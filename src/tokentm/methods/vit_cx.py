@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, layer_norm, one_hot
 
+from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.methods._pixels import pixels_to_tokens
@@ -79,7 +80,7 @@ def vit_cx(trace: Trace, options: VitCxConfig, probe: Probe) -> Float[Tensor, "b
     images, dtype = trace.images, trace.dtype
     tokens = trace.blocks[-1].tokens_in.to(dtype)
     features = layer_norm(tokens, tokens.shape[-1:], eps=1e-6)[:, trace.num_prefix :]
-    before = trace.logits.to(dtype).softmax(-1)
+    before = probabilities(trace.logits.to(dtype))
     rows = []
     for index, target in enumerate(trace.target.tolist()):
         maps = features[index].T.unflatten(1, trace.grid)
@@ -107,7 +108,7 @@ def _weighted_mean(
         noise = torch.from_numpy(drawn).to(mask.device, mask.dtype) * (1 - mask[:, None])
         whole = image.to(mask.dtype)
         pair = torch.cat([whole * mask[:, None] + noise, whole + noise]).to(image.dtype)
-        kept, full = probe.logits(pair).to(mask.dtype).softmax(-1)[:, target].chunk(2)
+        kept, full = probabilities(probe.logits(pair).to(mask.dtype))[:, target].chunk(2)
         total += torch.einsum("m,myx->yx", before - full + kept, mask)
         cover += mask.sum(0)
     return total / cover.where(cover > 0, torch.ones_like(cover))

@@ -90,15 +90,13 @@ class NormAnatomy:
     ``1 / denominator`` of that token.
 
     Attributes:
-        module: Its first input is what it normalises, over the last axis.
+        module: Its first input is what it normalises, over the last axis; its ``weight`` is its gain, or None.
         centred: LayerNorm subtracts the mean, RMSNorm does not.
-        weight: Its gain, or None.
         eps: Added to the variance or to the mean square; None for what ``F.rms_norm`` adds by itself.
     """
 
     module: nn.Module
     centred: bool
-    weight: Tensor | None
     eps: float | None
 
     def inverse_denominator(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n"]:
@@ -119,7 +117,8 @@ class BlockAnatomy:
         ffn_norm: Its input is ``E'``, the tokens entering the feed-forward sub-block.
         ffn_out: Its output is what the feed-forward sub-block adds to the residual stream, after layer scale.
         proj: The attention's output projection; columns ``h*d:(h+1)*d`` of its weight (w, h*d) read head ``h``.
-        layer_scale: The per-channel scale (w,) after ``proj``, or None where the block has none.
+        layer_scale: Module and name of the per-channel scale (w,) after ``proj``, or None where the block has none.
+            Looked up when it is needed: a tensor kept here would be the old one after weights are exchanged.
         inner_norm: Normalises the concatenated heads before ``proj``, or None.
         branch_norm: Normalises what ``proj`` gives before it is added to the stream (post-norm branches), or None.
     """
@@ -129,7 +128,7 @@ class BlockAnatomy:
     ffn_norm: nn.Module
     ffn_out: nn.Module
     proj: nn.Linear
-    layer_scale: Tensor | None
+    layer_scale: tuple[nn.Module, str] | None
     inner_norm: NormAnatomy | None = None
     branch_norm: NormAnatomy | None = None
 
@@ -143,6 +142,13 @@ class BlockAnatomy:
     def norms(self) -> tuple[NormAnatomy, ...]:
         """Those between the attention and the stream."""
         return tuple(norm for norm in (self.inner_norm, self.branch_norm) if norm is not None)
+
+    def scale(self) -> Float[Tensor, "w"] | None:
+        """The layer scale as it is now."""
+        if self.layer_scale is None:
+            return None
+        scale: Tensor = getattr(*self.layer_scale)
+        return scale.detach()
 
     def projection(self) -> Float[Tensor, "w hd"]:
         """From the heads to the stream, before layer scale: ``proj`` with the norms around it folded in."""
@@ -166,7 +172,8 @@ def _matrix(norm: NormAnatomy, width: int, like: Tensor) -> Float[Tensor, "w w"]
     """``diag(weight) · centring``, float32 or wider."""
     eye = torch.eye(width, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     matrix = eye - 1 / width if norm.centred else eye
-    return matrix if norm.weight is None else norm.weight.detach().to(eye.dtype)[:, None] * matrix
+    weight: Tensor | None = getattr(norm.module, "weight", None)
+    return matrix if weight is None else weight.detach().to(eye.dtype)[:, None] * matrix
 
 
 @final
@@ -190,7 +197,7 @@ class PoolAnatomy:
 
 def _check_projection(proj: Any) -> None:
     # An adapter (LoRA) or a quantised layer computes more than weight @ x: its weight alone would be a lie.
-    if type(proj).forward is not nn.Linear.forward:
+    if type(proj).forward is not nn.Linear.forward or "forward" in vars(proj):
         raise UnsupportedModelError(
             f"The attention's output projection is a {type(proj).__name__}, expected a plain nn.Linear; "
             "merge adapters or use the unquantised model."
@@ -216,13 +223,11 @@ class Anatomy:
         logits: Takes the class logits (b, k) out of whatever the model returns.
         tail: From the tokens (b, n, w) after any block to the class logits: final norm, pooling, head.
         fused_hint: How to switch on fused attention, said when the attention cannot be seen.
-        switches: Attributes to set for the length of a recording, as (module, attribute, value): things that
-            change how autograd runs and not what is computed, like gradient checkpointing.
         pool: The attention by which the head gathers the final tokens, or None for the other readouts.
         positions: Names of the blocks' arguments that hold one row per patch token (rotary embeddings), as tensors
             (…, n, d) or tuples of such; they are cut when only some patch tokens enter.
-        thawed: Parameters that are not frozen for a recording: from them comes a bias on the attention's scores, and
-            PyTorch takes another kernel, with another last bit, when that bias needs gradients.
+        thawed: Gives the parameters that are not frozen for a recording: from them comes a bias on the attention's
+            scores, and PyTorch takes another kernel, with another last bit, when that bias needs gradients.
     """
 
     family: str
@@ -237,10 +242,9 @@ class Anatomy:
     logits: Callable[[Any], Tensor]
     tail: Callable[[Tensor], Tensor]
     fused_hint: str
-    switches: tuple[tuple[nn.Module, str, Any], ...] = ()
     pool: PoolAnatomy | None = None
     positions: tuple[str, ...] = ()
-    thawed: tuple[Tensor, ...] = ()
+    thawed: Callable[[], tuple[Tensor, ...]] = tuple
 
     def check_images(self, channels: int, height: int, width: int) -> None:
         """Raise ``ImageError`` for images that the model refuses, or whose edge its patch grid would cut off or pad."""

@@ -23,6 +23,11 @@ _HIERARCHICAL = (
 )  # fmt: skip
 
 
+# Running averages of weights, which keep the model as their ``module``.
+_AVERAGED = ("torch.optim.swa_utils.AveragedModel", "timm.utils.model_ema.ModelEma")
+_LIBRARIES = ("timm", "transformers", "torchvision", "open_clip", "tokentm")
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class VisionModel:
@@ -49,15 +54,38 @@ class VisionModel:
                 "give one name per class, in the order of the logits."
             )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are described anew: an anatomy points at the modules of one model."""
+        return _described, (self.module, self.transform, self.class_names, self.name)
+
+    @property
+    def own_forward(self) -> bool:
+        """Whether the forward pass is that of a model library, not of a class or instance that changes it."""
+        return not any(
+            name in vars(self.module) or _root(getattr(type(self.module), name, None)) not in _LIBRARIES
+            for name in ("forward", "forward_features", "forward_head", "pool")
+            if hasattr(self.module, name)
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.module.parameters()).device
+        return self._first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating type of the weights."""
-        return next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
+        """Floating type of the images that the model takes: that of the weights which cut the patches."""
+        return self._first_weight.dtype
+
+    @property
+    def _first_weight(self) -> Tensor:
+        # Some image–text models keep positions and the like in float32 whatever their layers compute in.
+        places = (self.anatomy.patch_embed, self.module)
+        found = (weight for place in places for weight in place.parameters() if weight.is_floating_point())
+        weight = next(found, None)
+        if weight is None:
+            raise InputError(f"The model {self.name} has no parameters; one with its weights as parameters works.")
+        return weight
 
     @property
     def takes_text(self) -> bool:
@@ -78,6 +106,17 @@ class VisionModel:
     def inputs(self, images: Tensor) -> Tensor:
         """``images`` detached and on the model's device, in its floating type."""
         return images.detach().to(self.device, self.dtype)
+
+
+def _described(
+    module: nn.Module, transform: ImageTransform | None, class_names: tuple[str, ...] | None, name: str
+) -> VisionModel:
+    return describe(module, transform=transform, class_names=class_names, name=name)
+
+
+def _root(function: Any) -> str:
+    """Package that a method was written in."""
+    return str(getattr(function, "__module__", "")).split(".", 1)[0]
 
 
 def describe(
@@ -105,6 +144,7 @@ def describe(
             f"Got a {type(model).__name__}, expected a torch.nn.Module or a model name; "
             "load_model('vit_base_patch16_224') and a timm, transformers or torchvision ViT work."
         )
+    _check_not_compiled_in_part(module)
     for family in FAMILIES.values():
         if family.claims(module):
             return VisionModel(
@@ -153,9 +193,23 @@ def _image_text_family(model: Any) -> ImageTextFamily | None:
 
 
 def _unwrap(model: Any) -> Any:
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    averages = (f"{kind.__module__}.{kind.__qualname__}".startswith(_AVERAGED) for kind in type(model).__mro__)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or any(averages):
         return _unwrap(model.module)
     return _unwrap(model._orig_mod) if hasattr(model, "_orig_mod") else model
+
+
+def _check_not_compiled_in_part(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if hasattr(part, "_orig_mod"):
+            raise UnsupportedModelError(
+                f"The part {name} is wrapped by torch.compile, so that nothing inside can be seen; a model compiled as "
+                f"a whole works, and so does model.{name}.compile(), which compiles in place."
+            )
+
+
+def _claims(family: str, module: nn.Module) -> bool:
+    return FAMILIES[family].claims(module)
 
 
 def _refusal(module: nn.Module) -> str:
@@ -166,8 +220,15 @@ def _refusal(module: nn.Module) -> str:
             f"{kind} compares images with texts and needs its tokenizer to be explained; "
             "tokentm.models.image_text(model, tokenizer) wraps it, or load it as 'open_clip:…' or 'hf:…'."
         )
+    claimed = ((name, family) for name, part in module.named_modules() for family in FAMILIES if _claims(family, part))
+    inside = next(claimed, None)
+    if inside is not None:
+        return (
+            f"{kind} holds a {inside[1]} at .{inside[0]} and computes around it what is not known; "
+            f"explain model.{inside[0]} itself, on the input that it is given."
+        )
     parts = {type(part).__name__.lower() for part in module.modules()}
-    if any(f".{name}" in source or f"_{name}" in source for name in _HIERARCHICAL):
+    if _root(type(module).forward) in _LIBRARIES and any(f".{name}" in source for name in _HIERARCHICAL):
         found = "a windowed, hierarchical or pooled-attention model, which has no single token grid to explain"
     elif any(word in part for part in parts for word in ("attention", "attn", "mhsa", "gpsa")):
         found = "a transformer of a family that is not known yet"

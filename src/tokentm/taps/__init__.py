@@ -7,6 +7,7 @@ same kernels. The residual stream comes from forward hooks.
 """
 
 from tokentm.taps.attached import attached
+from tokentm.taps.attention import AttentionTap
 from tokentm.taps.taken import AttentionCall, BiasShare, Taken
 
-__all__ = ["AttentionCall", "BiasShare", "Taken", "attached"]
+__all__ = ["AttentionCall", "AttentionTap", "BiasShare", "Taken", "attached"]

@@ -6,23 +6,30 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tokentm.errors import InputError
+from tokentm.errors import InputError, UnsupportedModelError
 from tokentm.models.anatomy import Anatomy, NormAnatomy
 from tokentm.models.image_text import lock_of
-from tokentm.taps.attention import AttentionTap
 from tokentm.taps.subset import subset_positions, subset_tokens
 from tokentm.taps.taken import Taken
 from tokentm.trace import Signal
 
 __all__ = ["attached"]
 
+# Flags of gradient checkpointing in timm, open_clip and transformers, on the model or on any part of it.
+_CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
+
 
 @contextmanager
 def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None]:
-    """Attach every hook and switch to ``module``; each undo is pushed the moment the change is made."""
-    with lock_of(module), ExitStack() as undo:
+    """Attach every hook and switch to ``module``; each undo is pushed the moment the change is made.
+
+    What attention is given is seen by an ``AttentionTap`` within, inside the rule of the backward pass.
+    """
+    # The second lock is for models that share their blocks under heads of their own.
+    with lock_of(module), lock_of(anatomy.blocks[0].block), ExitStack() as undo:
         for submodule in module.modules():
             if submodule.training:
                 submodule.training = False
@@ -31,7 +38,12 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
                 # Code made by Module.compile() ignores hooks; for the recording the module runs as it is written.
                 undo.callback(setattr, submodule, "_compiled_call_impl", submodule._compiled_call_impl)
                 submodule._compiled_call_impl = None
-        thawed = {id(parameter) for parameter in anatomy.thawed}
+            for name in _CHECKPOINTING:
+                # Blocks would run once more in the backward pass, when hooks, modes and rules are gone.
+                if submodule.__dict__.get(name) is True:
+                    setattr(submodule, name, False)
+                    undo.callback(setattr, submodule, name, True)
+        thawed = {id(parameter) for parameter in anatomy.thawed()}
         for parameter in module.parameters():
             if parameter.is_inference():
                 raise InputError(
@@ -43,10 +55,6 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
                 parameter.requires_grad_(False)
                 undo.callback(parameter.requires_grad_, True)
                 taken.frozen.add(id(parameter))
-        for owner, name, value in anatomy.switches:
-            if hasattr(owner, name):
-                undo.callback(setattr, owner, name, getattr(owner, name))
-                setattr(owner, name, value)
         _hook(undo, anatomy.patch_embed, after=lambda embedded: _take_grid(taken, embedded))
         for index in range(len(anatomy.blocks)):
             _attach_block(undo, index, anatomy, taken)
@@ -58,12 +66,13 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
                 before=partial(_enter, taken, len(anatomy.blocks)),
                 after=partial(_leave, taken),
             )
-        with AttentionTap(taken, anatomy):
-            yield
+        yield
 
 
 def _attach_block(undo: ExitStack, index: int, anatomy: Anatomy, taken: Taken) -> None:
     part = anatomy.blocks[index]
+    if part.proj._forward_hooks:  # of the user; most only look on
+        undo.callback(part.proj.register_forward_hook(partial(_check_projected, index)).remove)
     _hook(undo, part.attention, before=partial(_enter, taken, index), after=partial(_leave, taken))
     _hook(undo, part.block, before=partial(_arrive, taken, index, anatomy))
     if taken.keep is not None and anatomy.positions:
@@ -73,6 +82,15 @@ def _attach_block(undo: ExitStack, index: int, anatomy: Anatomy, taken: Taken) -
         _hook(undo, part.ffn_out, after=lambda added: taken.ffn_added.__setitem__(index, _first(added).detach()))
         for norm in part.norms:
             _hook(undo, norm.module, before=partial(_take_denominator, taken, index, norm))
+
+
+def _check_projected(index: int, proj: Any, args: tuple[Any, ...], output: Any) -> None:
+    """Refuse a projection to which a hook adds: its weight alone would be a lie, as that of an adapter."""
+    if not torch.allclose(output, nn.functional.linear(args[0], proj.weight, proj.bias), rtol=1e-3, atol=1e-5):
+        raise UnsupportedModelError(
+            f"A forward hook changes what the attention projection of block {index} gives, which its weight does not "
+            "show; merge what the hook adds into the weight, or remove it."
+        )
 
 
 def _enter(taken: Taken, index: int, _: Tensor) -> None:

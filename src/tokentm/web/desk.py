@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 
 from tokentm._explain import as_explanation
+from tokentm._numerics import probabilities
 from tokentm.deadline import Deadline
 from tokentm.errors import ImageError, InputError
 from tokentm.evaluate.one_image import removal
@@ -219,7 +220,7 @@ class Desk:
             "model": asked.photo.model,
             "target": index,
             "class": asked.vision.class_name(index),
-            "probability": float(logits.softmax(-1)[index]),
+            "probability": float(probabilities(logits)[index]),
             "classes": pack.classes(asked.vision, logits, index),
             "size": list(asked.size),
             "seen": as_data_url(asked.photo.seen) if asked.fresh else None,

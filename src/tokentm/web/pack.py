@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from tokentm import render
+from tokentm._numerics import probabilities
 from tokentm._typing import Float
 from tokentm.models import VisionModel
 
@@ -46,7 +47,7 @@ def stack_of(maps: Float[Tensor, "l gy gx"], size: tuple[int, int]) -> dict[str,
 
 def classes(model: VisionModel, logits: Float[Tensor, "k"], target: int) -> list[dict[str, Any]]:
     """The likeliest classes, best first, and the explained one behind them where it is not among them."""
-    chances = logits.softmax(-1)
+    chances = probabilities(logits)
     best = chances.topk(min(_CLASSES, len(chances))).indices.tolist()
     if target not in best:
         best.append(target)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.evaluate.registry import Batch
@@ -204,7 +205,7 @@ def _answers(
     wide, at = logits.double(), target[:, None]
     said = wide.argmax(-1)
     label_hit, predicted_hit = said == batch.labels[image], said == batch.logits.argmax(-1)[image]
-    probability, logit = wide.softmax(-1).gather(1, at)[:, 0], wide.gather(1, at)[:, 0]
+    probability, logit = probabilities(wide).gather(1, at)[:, 0], wide.gather(1, at)[:, 0]
     return torch.stack([label_hit.double(), predicted_hit.double(), probability, logit], -1)
 
 

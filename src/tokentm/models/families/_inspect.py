@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import NormAnatomy
 
-__all__ = ["bias_tables", "derives_from", "head_width", "norm_anatomy", "qualified"]
+__all__ = ["bias_tables", "derives_from", "head_width", "held", "norm_anatomy", "qualified"]
 
 _RMS_NORMS = ("timm.layers.norm.RmsNorm", "timm.layers.norm.RmsNormFp32", "torch.nn.modules.normalization.RMSNorm")
 
@@ -40,6 +40,11 @@ def bias_tables(model: nn.Module) -> tuple[Tensor, ...]:
     return tuple(part for key, part in model.named_parameters() if any(name in key for name in names))
 
 
+def held(owner: Any, name: str) -> tuple[nn.Module, str] | None:
+    """Where a tensor is, for ``BlockAnatomy.layer_scale``; None where there is none."""
+    return (owner, name) if isinstance(getattr(owner, name, None), Tensor) else None
+
+
 def norm_anatomy(module: Any, where: str) -> NormAnatomy | None:
     """A LayerNorm or RMSNorm on the way of what attention adds; None for an identity.
 
@@ -48,11 +53,10 @@ def norm_anatomy(module: Any, where: str) -> NormAnatomy | None:
     """
     if module is None or isinstance(module, nn.Identity):
         return None
-    weight: Tensor | None = getattr(module, "weight", None)
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
-        return NormAnatomy(module, True, weight, module.eps)
+        return NormAnatomy(module, True, module.eps)
     if derives_from(module, *_RMS_NORMS):
-        return NormAnatomy(module, False, weight, module.eps)  # RMSNorm of PyTorch may leave eps to the type
+        return NormAnatomy(module, False, module.eps)  # RMSNorm of PyTorch may leave eps to the type
     raise UnsupportedModelError(
         f"{where} normalises its attention output with {qualified(type(module))}; LayerNorm and RMSNorm work."
     )

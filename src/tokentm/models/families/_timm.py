@@ -96,10 +96,9 @@ def timm_anatomy(
         logits=_logits,
         tail=lambda tokens: _logits(model.forward_head(model.norm(tokens))),
         fused_hint=FUSED_HINT,
-        switches=((model, "grad_checkpointing", False),),
         pool=pool,
         positions=positions,
-        thawed=bias_tables(model),
+        thawed=lambda: bias_tables(model),
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, Anatomy, BlockAnatomy, Readout
-from tokentm.models.families._inspect import derives_from, qualified
+from tokentm.models.families._inspect import derives_from, held, qualified
 from tokentm.models.families._timm import TimmFamily
 from tokentm.models.image_text import ImageText, Towers
 from tokentm.models.transforms import ImageTransform
@@ -87,7 +87,6 @@ def _vit(model: ImageText, visual: Any) -> Anatomy:
         logits=_logits,
         tail=lambda tokens: model.score(visual._pool(tokens)[0] @ visual.proj),
         fused_hint="use open_clip's own blocks with nn.MultiheadAttention",
-        switches=((visual.transformer, "grad_checkpointing", False),),
     )
 
 
@@ -103,7 +102,7 @@ def _block(block: Any, index: int) -> BlockAnatomy:
         ffn_norm=block.ln_2,
         ffn_out=block.ls_2,
         proj=block.attn.out_proj,
-        layer_scale=getattr(block.ls_1, "gamma", None),
+        layer_scale=held(block.ls_1, "gamma"),
     )
 
 

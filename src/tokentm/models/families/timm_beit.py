@@ -4,7 +4,7 @@ from typing import Any
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, BlockAnatomy
-from tokentm.models.families._inspect import qualified
+from tokentm.models.families._inspect import held, qualified
 from tokentm.models.families._timm import TimmFamily
 
 __all__: list[str] = []
@@ -24,7 +24,7 @@ def _block(block: Any, index: int) -> BlockAnatomy:
         ffn_norm=block.norm2,
         ffn_out=block.drop_path2,
         proj=block.attn.proj,
-        layer_scale=block.gamma_1,
+        layer_scale=held(block, "gamma_1"),
     )
 
 

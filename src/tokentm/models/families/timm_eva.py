@@ -8,7 +8,7 @@ from typing import Any
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, BlockAnatomy
-from tokentm.models.families._inspect import qualified
+from tokentm.models.families._inspect import held, qualified
 from tokentm.models.families._timm import TimmFamily, branch_norm, check_gate, inner_norm
 
 __all__ = ["block_of_eva"]
@@ -38,7 +38,7 @@ def block_of_eva(block: Any, index: int) -> BlockAnatomy:
         ffn_norm=block.mlp if post else block.norm2,
         ffn_out=block.drop_path2,
         proj=attention.proj,
-        layer_scale=None if post else block.gamma_1,
+        layer_scale=None if post else held(block, "gamma_1"),
         inner_norm=inner_norm(attention, index),
         branch_norm=branch_norm(block.norm1, index) if post else None,
     )

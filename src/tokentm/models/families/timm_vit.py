@@ -5,11 +5,11 @@ Pre-norm blocks, and post-norm branches (``x + norm(attention(x))``), whose norm
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, BlockAnatomy
-from tokentm.models.families._inspect import qualified
+from tokentm.models.families._inspect import held, qualified
 from tokentm.models.families._timm import TimmFamily, branch_norm, check_gate, inner_norm
 
 __all__ = ["block_of_vit"]
@@ -59,16 +59,15 @@ def block_of_vit(block: Any, index: int) -> BlockAnatomy:
     )
 
 
-def layer_scale(module: Any, index: int) -> Tensor | None:
-    """The scale of a timm ``LayerScale`` module, or None for an identity."""
+def layer_scale(module: Any, index: int) -> tuple[nn.Module, str] | None:
+    """Where the scale of a timm ``LayerScale`` module is, or None for an identity."""
     if isinstance(module, nn.Identity):
         return None
     if qualified(type(module)) not in LAYER_SCALE:
         raise UnsupportedModelError(
             f"Block {index} scales its attention output with {qualified(type(module))}; timm's LayerScale works."
         )
-    gamma: Tensor = module.gamma
-    return gamma
+    return held(module, "gamma")
 
 
 FAMILIES.put("timm ViT", TimmFamily("timm ViT", VIT, block_of_vit))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, Anatomy, BlockAnatomy, Readout
-from tokentm.models.families._inspect import bias_tables, derives_from, qualified
+from tokentm.models.families._inspect import bias_tables, derives_from, held, qualified
 from tokentm.models.families._transformers import (
     FUSED_HINT,
     class_names,
@@ -173,7 +173,7 @@ class TransformersViT:
             logits=logits_of,
             tail=lambda tokens: kind.tail(model, norm(tokens), num_prefix),
             fused_hint=FUSED_HINT,
-            thawed=bias_tables(model),
+            thawed=lambda: bias_tables(model),
         )
 
     def transform(self, model: nn.Module) -> ImageTransform | None:
@@ -188,14 +188,15 @@ class TransformersViT:
 def _block(layer: Any, index: int) -> BlockAnatomy:
     parts = _LAYERS[qualified(type(layer))]
     try:
-        scale = attrgetter(parts.layer_scale)(layer) if parts.layer_scale else None
+        path, _, name = (parts.layer_scale or "").rpartition(".")
+        owner = attrgetter(path)(layer) if path else layer
         return BlockAnatomy(
             block=layer,
             attention=attrgetter(parts.attention)(layer),
             ffn_norm=attrgetter(parts.ffn_norm)(layer),
             ffn_out=attrgetter(parts.ffn_out)(layer),
             proj=attrgetter(parts.proj)(layer),
-            layer_scale=scale if isinstance(scale, Tensor) else None,  # BEiT without layer scale multiplies by 1.0
+            layer_scale=held(owner, name),  # BEiT without layer scale multiplies by 1.0, no tensor
         )
     except AttributeError as error:
         raise UnsupportedModelError(

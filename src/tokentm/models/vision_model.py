@@ -167,6 +167,8 @@ def image_text(
 ) -> VisionModel:
     """An image–text model as a classifier of prompts; the model itself is left as it is.
 
+    The prompts are encoded once, here: after the text tower has been trained further, call it again.
+
     Args:
         model: A bare CLIP or SigLIP model of open_clip or transformers.
         tokenizer: ``open_clip.get_tokenizer(…)``, or the tokenizer or processor of transformers.

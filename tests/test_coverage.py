@@ -48,7 +48,8 @@ def files() -> dict[str, str]:
 
 def passes(outcome: Outcome) -> None:
     assert outcome.explained != bool(outcome.refusal)
-    assert outcome.difference is None or outcome.difference < 1e-5
+    # Where the mean of patches is read, maps are small without the identity path, and rounding is a larger share.
+    assert outcome.difference is None or outcome.difference < 5e-5
 
 
 @pytest.mark.parametrize("name", SAMPLE)

@@ -210,7 +210,7 @@ def tokentm(
     init: bool = True,
     ffn: bool = True,
     layer_scale: bool = True,
-    readout: str = "model",
+    readout: str = "attended",
     output_bias: bool = False,
     swap: bool = False,
 ) -> Tensor:

@@ -29,7 +29,7 @@ Change = tuple[Float[Tensor, "*#b n"], Float[Tensor, "*#b n"], Float[Tensor, "*#
 """Length of each token before a sub-block, of what the sub-block makes of it, and their dot product."""
 
 DIRECTIONS = ("softmax", "scaled", "none")
-READOUTS = ("model", "contribution", "attended")
+READOUTS = ("attended", "model", "contribution")
 
 
 @final
@@ -57,7 +57,7 @@ class TokenTMConfig:
     ffn: bool = True
     layer_scale: bool = True
     score: Literal["logit", "probability"] = "logit"
-    readout: Literal["model", "contribution", "attended"] = "model"
+    readout: Literal["attended", "model", "contribution"] = "attended"
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:

@@ -11,8 +11,6 @@ import timm
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
 
 from tests.support.model_files import (
     ARCH,
@@ -220,67 +218,6 @@ def test_code_in_a_folder_is_refused_and_not_run(tmp_path: Path, mark: Path) -> 
     (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n")
     refused("contains custom code", lambda: load_model(folder))
     assert not mark.exists()
-
-
-# --- weight files -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return timm.create_model(ARCH, num_classes=4).eval()
-
-
-@pytest.mark.parametrize("wrapping", ["plain", "state_dict", "model", "data parallel"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
-def test_a_weight_file(tmp_path: Path, tiny: nn.Module, suffix: str, wrapping: str) -> None:
-    path, state = tmp_path / f"my.weights{suffix}", tiny.state_dict()
-    if wrapping == "data parallel":
-        state = {f"module.{key}": value for key, value in state.items()}
-    if suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state if wrapping in ("plain", "data parallel") else {wrapping: state, "epoch": 3}, path)
-    loaded = load_model(path, arch=ARCH)
-    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in loaded.module.state_dict().items())
-    assert (loaded.anatomy.num_classes, loaded.class_names, loaded.name) == (4, None, "my.weights")
-
-
-def write(tmp_path: Path, name: str, content: Any) -> Path:
-    path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    return path
-
-
-BAD_FILES: dict[str, tuple[str, Any, str]] = {
-    "noise": ("a.pth", b"noise" * 99, "cannot be read as plain weights"),
-    "empty": ("a.pth", b"", "cannot be read as plain weights"),
-    "safetensors of noise": ("a.safetensors", b"noise" * 99, "cannot be read as plain weights"),
-    "a list": ("a.pth", [torch.zeros(2)], "holds a list, expected a state dict of tensors"),
-    "numbers": ("a.pth", {"state_dict": {"head.weight": 1}}, "expected a state dict of tensors"),
-    "no head": ("a.pth", {"norm.weight": torch.zeros(3)}, "no head.weight, so it is no timm classifier"),
-    "a flat head": ("a.pth", {"head.weight": torch.zeros(3)}, "no head.weight, so it is no timm classifier"),
-    "a head alone": ("a.pth", {"head.weight": torch.zeros(3, 192)}, r"does not fit vit_tiny.*Missing key\(s\)"),
-    "another width": ("a.pth", {"head.weight": torch.zeros(3, 8)}, "does not fit vit_tiny_patch16_224"),
-}
-
-
-@pytest.mark.parametrize(("name", "content", "words"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_bad_weight_file_is_refused(tmp_path: Path, name: str, content: Any, words: str) -> None:
-    path = write(tmp_path, name, content)
-    refused(words, lambda: load_model(path, arch=ARCH))
-
-
-def test_a_weight_file_needs_its_architecture(tmp_path: Path, tiny: nn.Module) -> None:
-    path = write(tmp_path, "a.pth", tiny.state_dict())
-    refused(r"does not say its architecture; add arch= \(--arch\)", lambda: load_model(path), InputError)
-    refused("Unknown timm architecture 'vit_tinny_patch16_224'. Did you mean 'vit_tiny_patch16_224'", lambda: (
-        load_model(path, arch="vit_tinny_patch16_224")
-    ))  # fmt: skip
-    refused("does not fit vit_small_patch16_224: size mismatch", lambda: load_model(path, arch="vit_small_patch16_224"))
-    refused("does not fit resnet10t", lambda: load_model(path, arch="resnet10t"))
-    refused("There is no weight file", lambda: load_model(tmp_path / "none.pth", arch=ARCH))
 
 
 # --- names ------------------------------------------------------------------------------------------------------

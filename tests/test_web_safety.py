@@ -82,6 +82,8 @@ def test_only_allowed_models_are_loaded(name: str) -> None:
         "hf:a/b/c",
         "open_clip:ViT-B-32/weights",
         "open_clip:local-dir:/etc",
+        "vit_tiny_patch16_224.ckpt",
+        "vit_tiny_patch16_224.PTH",
     ],
 )
 def test_where_every_name_is_allowed_a_path_still_is_not(

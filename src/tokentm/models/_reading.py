@@ -13,7 +13,6 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from tokentm.errors import ModelLoadError
 
@@ -50,7 +49,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # on pickles of other versions; what matters ends in an error
             state: Any = (
                 load_file(path)
-                if path.suffix == ".safetensors"
+                if path.suffix.lower() == ".safetensors"
                 else torch.load(path, map_location="cpu", weights_only=True)
             )
     except LOAD_FAILURES as error:
@@ -58,16 +57,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"'{path}' cannot be read as plain weights: {reason(error)}; "
             "save the state dict as .safetensors (pickled objects are never loaded)."
         ) from error
-    for key in ("state_dict", "model"):
+    # Of a file with both, the weights themselves are taken and not their moving average.
+    for key in ("state_dict", "model", "state_dict_ema", "model_ema"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ModelLoadError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors.")
-    plain = dict(state)
-    consume_prefix_in_state_dict_if_present(plain, "module.")  # saved from inside nn.DataParallel
-    return plain
+    return dict(state)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from tokentm.errors import (
     TokentmError,
     nearest,
 )
-from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, read_weights, reason
+from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, reason
 from tokentm.models.transforms import ImageTransform
 from tokentm.models.vision_model import VisionModel, describe
+from tokentm.models.weight_files import is_weight_file, model_of_weight_file
 
 __all__ = ["BUNDLED", "load_model", "quiet"]
 
@@ -31,7 +32,6 @@ BUNDLED = {
     "cifar10": "small photos of CIFAR-10, 32×32, offline (10 classes)",
 }
 _WEIGHTS = Path(__file__).parent / "weights"
-_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def load_model(
@@ -55,14 +55,17 @@ def load_model(
             - ``"open_clip:ViT-B-32/openai"``: an image–text model and one of its weights (without one, the first that
               open_clip lists), or ``"open_clip:hf-hub:org/name"``; its classes are ``class_names``, or the targets;
             - a local folder in hub format (timm's or transformers' ``config.json`` with weights beside it);
-            - a weight file (``.safetensors``, ``.pth``), with ``arch``;
+            - a weight file (``.safetensors``, ``.pth``, ``.ckpt``, …), with ``arch``: a state dict, or what a training
+              loop saved around one (``state_dict``, ``model``, else ``state_dict_ema``, ``model_ema``);
             - an ``nn.Module`` of a known family, or a ``VisionModel``, whose fields the arguments override.
-        arch: timm architecture of a weight file.
+        arch: timm architecture of a weight file; a tag (``.augreg_in21k``) says how photos are prepared.
         device: Where to put it; by default it stays where it is (CPU for a loaded one).
         dtype: What its weights are converted to, ``torch.bfloat16`` say; by default they stay as they are. Relevance is
             computed in float32 or wider whatever this is.
         transform: Replaces the input transform that came with the model.
-        class_names: Replaces the class names that came with the model; the prompts of an image–text model.
+        class_names: Replaces the class names that came with the model; the prompts of an image–text model. A weight
+            file has none. A bare timm module has those of its ImageNet whenever it has as many classes as the weights
+            that timm publishes for it: whether these were loaded it does not say, so give your own where they were not.
 
     Raises:
         ModelLoadError: The name is unknown or the files do not fit; the text names the nearest known ones.
@@ -103,8 +106,8 @@ def _move(module: nn.Module, device: str | torch.device) -> None:
 
 def _load(source: str, arch: str | None) -> VisionModel:
     path = Path(source)
-    if path.suffix in _WEIGHT_SUFFIXES:
-        return _from_weight_file(path, arch)
+    if is_weight_file(path.name):
+        return describe(model_of_weight_file(path, arch).eval(), name=path.stem)
     if arch is not None:
         raise InputError(f"arch={arch!r} goes with a weight file (.safetensors, .pth), got {source!r}.")
     if source in BUNDLED:
@@ -267,27 +270,6 @@ def _from_torchvision(name: str) -> VisionModel:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     module.load_state_dict(state)
     return model
-
-
-def _from_weight_file(path: Path, arch: str | None) -> VisionModel:
-    import timm
-
-    if not path.is_file():
-        raise ModelLoadError(f"There is no weight file '{path}'.")
-    if arch is None:
-        raise InputError(f"The weight file '{path}' does not say its architecture; add arch= (--arch), a timm name.")
-    if arch not in timm.list_models():
-        raise ModelLoadError(f"Unknown timm architecture {arch!r}.{nearest(arch, timm.list_models())}")
-    state = read_weights(path)
-    head = next((state[key] for key in ("head.weight", "head.fc.weight") if key in state), None)
-    if head is None or head.ndim != 2:
-        raise ModelLoadError(f"'{path}' has no head.weight, so it is no timm classifier.")
-    try:
-        module = timm.create_model(arch, pretrained=False, num_classes=head.shape[0])
-        module.load_state_dict(state)
-    except LOAD_FAILURES as error:
-        raise ModelLoadError(f"'{path}' does not fit {arch}: {reason(error)}.") from error
-    return describe(module.eval(), name=path.stem)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 
 from tokentm.errors import InputError, ModelLoadError, TimeLimitError, nearest
 from tokentm.models import BUNDLED, VisionModel, load_model
+from tokentm.models.weight_files import is_weight_file
 
 __all__ = ["ANY", "Models"]
 
@@ -111,7 +112,7 @@ def _label(source: str, taken: dict[str, str]) -> str:
 
 def _is_published(name: str) -> bool:
     """Whether a name can only mean a published model; nothing here touches the file system."""
-    if len(name) > 200 or ".." in name or name.endswith((".safetensors", ".pth", ".pt", ".bin")):
+    if len(name) > 200 or ".." in name or is_weight_file(name):
         return False
     if _ON_A_HUB.fullmatch(name):
         return True

@@ -64,6 +64,13 @@ def test_texts_are_targets(name: str) -> None:
     torch.testing.assert_close(each.relevance[1], several.relevance[4], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("texts", [np.array(["grass", "the sea"]), (text for text in ("grass", "the sea"))])
+def test_texts_in_whatever_has_an_order(texts: Any) -> None:
+    found = tokentm.explain(wrapped("open-clip", "snow"), image_batch("open-clip"), texts, "rollout")
+    assert found.class_name == ("grass", "the sea")
+    assert found.model.class_names == ("snow", "grass", "the sea")
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_texts_stand_beside_the_prompts_that_are_there(name: str) -> None:
     images = image_batch(name)

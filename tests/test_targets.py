@@ -1,5 +1,7 @@
 """What users may ask for, and what they are told when no such class exists."""
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import tokentm
 from tests.support.sentences import assert_one_sentence
 from tests.support.unchecked import unchecked
-from tests.support.zoo import build
+from tests.support.zoo import build, image_batch
 from tokentm.errors import TargetError
 from tokentm.models import VisionModel, load_model
 from tokentm.targets import resolve_target
@@ -65,6 +68,14 @@ RESOLVED: dict[str, tuple[Any, list[list[int]]]] = {
     "a tensor": (torch.tensor([3, 1]), [[3], [1]]),
     "a tensor of bytes": (torch.tensor([3, 1], dtype=torch.uint8), [[3], [1]]),
     "a numpy array": (np.array([3, 1]), [[3], [1]]),
+    "a tensor without axes": (torch.tensor(2), [[2], [2]]),
+    "an array without axes": (np.array(2), [[2], [2]]),
+    "tensors without axes": ([torch.tensor(1), torch.tensor(2)], [[1], [2]]),
+    "arrays without axes": ([np.array(1), np.int64(2)], [[1], [2]]),
+    "an array of names": (np.array(["tench", "tabby"]), [[0], [5]]),
+    "an array of anything": (np.array(["tench", 3], dtype=object), [[0], [3]]),
+    "the values of a dictionary": ({"a.png": 3, "b.png": "tench"}.values(), [[3], [0]]),
+    "a range": (range(3, 5), [[3], [4]]),
 }
 
 
@@ -91,7 +102,30 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "none": ([], "Got 0 targets for 2 images"),
     "a tensor of fractions": (torch.tensor([1.0, 2.0]), r"target tensor of shape \(2,\) and torch\.float32"),
     "a tensor of booleans": (torch.tensor([True, False]), r"torch\.bool; expected class indices"),
-    "a tensor without axes": (torch.tensor(1), r"target tensor of shape \(\) .* integers of shape \(batch,\)"),
+    "a fraction without axes": (torch.tensor(1.0), r"target tensor of shape \(\) .* integers of shape \(batch,\)"),
+    "true without axes": ([np.bool_(True), 1], r"target array of shape \(\) and bool"),
+    "an array of fractions": (
+        np.array([1.0, 2.0]),
+        r"target array of shape \(2,\) and float64; expected class indices",
+    ),
+    "an array of two axes": (np.array([[1, 2]]), r"target array of shape \(1, 2\)"),
+    "vectors": ([torch.tensor([1]), 2], r"Target tensor\(\[1\]\) is neither an index nor a name"),
+    "a set": (
+        {1, 2},
+        "Got a set of targets, which does not say which image each is of; a list with one per image work",
+    ),
+    "a dictionary": ({"a.png": 1, "b.png": 2}, "Got a dict of targets, which does not say which image"),
+    "bytes": (b"\x01\x02", "Got a target of type bytes; expected a class index, a name, or a list"),
+    "two signs": ("--3", "no class '--3'"),
+    "signs alone": ("--", "no class '--'"),
+    "thousands of digits": ("9" * 5000, r"^Target of more than 18 digits is out of range: .* are 0 to 6\.$"),
+    "thousands of digits below zero": ("-" + "9" * 5000, "^Target of more than 18 digits is out of range"),
+    "a number of thousands of digits": (10**5000, "^Target of more than 18 digits is out of range"),
+    "thousands of digits of best": (
+        "top" + "9" * 5000,
+        r"^target='top9+ … asks for 9+ … classes of a model that has 7",
+    ),
+    "a name of thousands of letters": ("z" * 5000, "no class 'z+ …"),
     "a matrix": (torch.tensor([[1, 2]]), r"target tensor of shape \(1, 2\)"),
     "no best": ("top0", "'top0' asks for 0 classes of a model that has 7"),
     "more than there are": ("top8", "'top8' asks for 8 classes of a model that has 7"),
@@ -110,6 +144,27 @@ def test_a_target_that_does_not_exist_is_refused(model: VisionModel, target: Any
     with unchecked(), pytest.raises(TargetError, match=words) as caught:
         resolve_target(target, LOGITS, model)
     assert_one_sentence(caught.value)
+
+
+ONCE = {
+    "a generator": lambda: (index for index in (3, 1)),
+    "a map": lambda: map(int, "31"),
+    "an iterator": lambda: iter([3, 1]),
+}
+
+
+@pytest.mark.parametrize("make", ONCE.values(), ids=ONCE)
+def test_targets_that_can_be_read_only_once(model: VisionModel, make: Callable[[], Any]) -> None:
+    assert same(resolve_target(make(), LOGITS, model), [[3], [1]])
+    images = torch.cat([image_batch("timm-vit"), image_batch("timm-vit")])
+    found = tokentm.explain(model, images, itertools.chain(make(), [4, 5]), "rollout", batch_size=3)
+    assert found.target.tolist() == [3, 1, 4, 5]
+
+
+def test_the_best_class_as_torch_gives_it(model: VisionModel) -> None:
+    images = image_batch("timm-vit", batch=1)
+    found = tokentm.explain(model, images, model.module(images).argmax())
+    assert torch.equal(found.relevance, tokentm.explain(model, images).relevance)
 
 
 def test_a_model_without_names_takes_indices_only(nameless: VisionModel) -> None:

@@ -1,7 +1,6 @@
 """``explain()`` and ``compare()``: from images to relevance, for any method and any model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from tokentm.errors import ImageError, InputError
 from tokentm.explanation import Explanation, Source
 from tokentm.models import ImageTransform, VisionModel, load_model
 from tokentm.session import Answer, Request, run
-from tokentm.targets import Target, resolve_target, with_texts
+from tokentm.targets import Target, plain_target, resolve_target, with_texts
 
 __all__ = ["Images", "compare", "explain", "explain_batch", "photo_transform"]
 
@@ -42,7 +41,8 @@ def explain(
         images: Normalised tensor (b, 3, y, x), or a photo or list of photos (PIL images or paths), which go through
             the model's own transform.
         target: None (the predicted class), a class index or name, several names separated by semicolons, ``"top5"``
-            (five rows per image), or one index or name per image. For an image–text model names are any texts.
+            (five rows per image), or one index or name per image, in a list, array, tensor or whatever else has an
+            order. For an image–text model names are any texts.
         method: A name of ``tokentm.METHODS``, or ``"name/rule"``.
         backward: A name of ``tokentm.BACKWARD``: how gradients pass non-linear parts. None takes the rule of the
             published method (for most ``"plain"``).
@@ -101,18 +101,19 @@ def explain_requests(
     batch_size: int,
 ) -> list[Explanation]:
     """One explanation per request; what ``explain`` and ``compare`` share."""
+    target = plain_target(target)
     vision = with_texts(target, load_model(model))
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is too small; expected 1 or more.")
     count, batches = _batches(vision, images, batch_size)
-    one_for_all = target is None or isinstance(target, Integral | str)
-    if not one_for_all:
+    each = target if isinstance(target, list) else None
+    if each is not None:
         # Said here for the whole call, before any image is run.
-        resolve_target(target, torch.zeros(count, vision.anatomy.num_classes), vision)
+        resolve_target(each, torch.zeros(count, vision.anatomy.num_classes), vision)
     parts: list[list[Explanation]] = [[] for _ in requests]
     done = 0
     for inputs, sources in batches:
-        share = target if one_for_all else target[done : done + len(sources)]  # type: ignore[index]
+        share = target if each is None else each[done : done + len(sources)]
         for place, explanation in enumerate(explain_batch(vision, inputs, sources, share, requests)):
             parts[place].append(explanation)
         done += len(sources)

@@ -4,12 +4,15 @@ import time
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.nobody import as_nobody
+from tests.support.sentences import assert_one_sentence
+from tests.support.unchecked import unchecked
 from tokentm.errors import ImageError
 from tokentm.models.images import IMAGE_SUFFIXES, MAX_PIXELS, find_images, open_image
 
@@ -249,6 +252,24 @@ def test_the_limit_holds_for_those_who_lifted_that_of_pillow(tmp_path: Path) -> 
         Image.MAX_IMAGE_PIXELS = before
     assert before is not None
     assert before >= MAX_PIXELS
+
+
+def test_an_array_is_a_picture() -> None:
+    colours = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for array in (colours, colours[:, ::-1], colours[..., 0]):
+        image = open_image(array)
+        expected = array if array.ndim == 3 else np.repeat(array[..., None], 3, 2)
+        assert np.array_equal(np.asarray(image), expected)
+    image = open_image(colours)
+    colours[:] = 99
+    assert first_pixel(image) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("given", [None, 3, b"\x89PNG", [1, 2]])
+def test_what_is_neither_a_path_nor_a_picture_is_refused(given: Any) -> None:
+    with unchecked(), pytest.raises(ImageError, match=rf"Got a {type(given).__name__} as an image; a path") as caught:
+        open_image(given)
+    assert_one_sentence(caught.value)
 
 
 def test_an_image_without_pixels_is_refused() -> None:

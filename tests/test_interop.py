@@ -1,12 +1,17 @@
 """The same maps through captum's and Quantus' interfaces, with the real libraries where they are installed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import tokentm
+from tests.support.sentences import assert_one_sentence
+from tests.support.unchecked import unchecked
 from tests.support.zoo import build, image_batch
+from tokentm.errors import InputError
 
 NAME = "timm-vit"
 
@@ -90,6 +95,13 @@ def test_tuples_and_one_class_for_all_as_captum_hands_them_over(model: nn.Module
     assert len(found) == 1
     assert torch.equal(found[0], expected)
     assert torch.equal(attribution.attribute(images, torch.tensor(3)), expected)
+
+
+@pytest.mark.parametrize("inputs", [image_batch(NAME).numpy(), [image_batch(NAME)], None, (image_batch(NAME).numpy(),)])
+def test_captums_interface_takes_tensors_only(model: nn.Module, inputs: Any) -> None:
+    with unchecked(), pytest.raises(InputError, match=r"as inputs; captum's interface takes a normalised") as caught:
+        tokentm.as_captum(model).attribute(inputs)
+    assert_one_sentence(caught.value)
 
 
 def test_captums_sensitivity_takes_it(model: nn.Module) -> None:

@@ -1,9 +1,10 @@
 """``explain()`` and ``compare()``: from images to relevance, for any method and any model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from tokentm._typing import Float
 from tokentm.errors import ImageError, InputError
 from tokentm.explanation import Explanation, Source
 from tokentm.models import ImageTransform, VisionModel, load_model
+from tokentm.models.images import check_array
 from tokentm.session import Answer, Request, run
 from tokentm.targets import Target, plain_target, resolve_target, with_texts
 
 __all__ = ["Images", "compare", "explain", "explain_batch", "photo_transform"]
 
-Photo = str | Path | Image.Image | Source
-Images = Tensor | Photo | Sequence[Photo]
+Photo = str | Path | Image.Image | np.ndarray | Source
+Images = Tensor | Photo | Iterable[Photo]
 
 # Normalised images stay within a few units of zero (ImageNet statistics: -2.2 to 2.7); 0..255 data does not.
 _LARGEST_NORMALISED = 30.0
@@ -38,8 +40,8 @@ def explain(
 
     Args:
         model: What ``load_model`` takes or returns; a bare timm, transformers or torchvision ViT works.
-        images: Normalised tensor (b, 3, y, x), or a photo or list of photos (PIL images or paths), which go through
-            the model's own transform.
+        images: Normalised tensor (b, 3, y, x), or a photo or list of photos (paths, PIL images, uint8 arrays of RGB
+            (y, x, 3) or grey (y, x)), which go through the model's own transform.
         target: None (the predicted class), a class index or name, several names separated by semicolons, ``"top5"``
             (five rows per image), or one index or name per image, in a list, array, tensor or whatever else has an
             order. For an image–text model names are any texts.
@@ -160,9 +162,7 @@ def _batches(vision: VisionModel, images: Images, size: int) -> tuple[int, Itera
         names = tuple(Source(f"image-{index}") for index in range(len(checked)))
         starts = range(0, len(checked), size)
         return len(checked), ((checked[low : low + size], names[low : low + size]) for low in starts)
-    photos = [images] if isinstance(images, Photo) else list(images)
-    if not photos:
-        raise ImageError("Got an empty list of images; give at least one.")
+    photos = _photos(images)
     transform = photo_transform(vision)
     shapes: set[tuple[int, ...]] = set()  # of the whole call: rows of different grids are no one explanation
 
@@ -178,6 +178,30 @@ def _batches(vision: VisionModel, images: Images, size: int) -> tuple[int, Itera
         return torch.stack(inputs), sources
 
     return len(photos), (prepare(low) for low in range(0, len(photos), size))
+
+
+def _photos(images: Any) -> list[Photo]:
+    """A photo or whatever holds some in an order, as a list; what is no photo is refused before any of them is run."""
+    usable = (
+        "a normalised tensor (batch, channels, height, width) works, and a path, PIL image, uint8 array "
+        "(height, width, 3) or list of these"
+    )
+    if isinstance(images, bytes | set | frozenset | Mapping) or not isinstance(images, Photo | Iterable):
+        raise ImageError(f"Got a {type(images).__name__} as images; {usable}.")
+    photos = [images] if isinstance(images, Photo) else list(images)
+    if not photos:
+        raise ImageError("Got an empty list of images; give at least one.")
+    for index, photo in enumerate(photos):
+        if isinstance(photo, Tensor):
+            raise ImageError(
+                f"Image {index} of the list is a tensor; give one normalised tensor (batch, channels, height, width), "
+                "such as torch.stack(images), or photos."
+            )
+        if not isinstance(photo, Photo):
+            raise ImageError(f"Image {index} of the list is a {type(photo).__name__}; {usable}.")
+        if isinstance(photo, np.ndarray):
+            check_array(photo)
+    return photos
 
 
 def photo_transform(vision: VisionModel) -> ImageTransform:
@@ -197,27 +221,31 @@ def photo_transform(vision: VisionModel) -> ImageTransform:
 def _source(photo: Photo, index: int) -> Source:
     if isinstance(photo, Source):
         return photo
-    return Source.read(photo, f"image-{index}" if isinstance(photo, Image.Image) else None)
+    return Source.read(photo, f"image-{index}" if isinstance(photo, Image.Image | np.ndarray) else None)
 
 
 def check_tensor(images: Tensor, channels: int) -> Float[Tensor, "b c y x"]:
     """Return ``images`` if they look like normalised input of a model with that many channels.
 
     Raises:
-        ImageError: Wrong number of axes or channels, integers, values that are not finite or not normalised.
+        ImageError: No plain tensor, wrong number of axes or channels, integers, values that are not finite or not
+            normalised.
     """
+    _check_is_plain(images)
     shape = tuple(images.shape)
-    if images.ndim != 4 or not len(images):
-        raise ImageError(f"Got an image tensor of shape {shape}; expected (batch, {channels}, height, width).")
+    if images.ndim != 4 or 0 in shape:
+        raise ImageError(
+            f"Got an image tensor of shape {shape}; expected (batch, {channels}, height, width), each 1 or more."
+        )
     if images.shape[1] != channels:
         raise ImageError(
             f"Got images of {images.shape[1]} channels (shape {shape}); the model takes {channels}: "
             f"expected (batch, {channels}, height, width)."
         )
-    if not images.is_floating_point():
+    if not images.is_floating_point() or images.dtype.itemsize < 2:
         raise ImageError(
             f"Got an image tensor of {images.dtype}; expected floating-point values normalised with the model's mean "
-            "and std, or PIL images."
+            "and std (float16 or wider), or PIL images."
         )
     if not images.isfinite().all():
         index = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
@@ -229,3 +257,12 @@ def check_tensor(images: Tensor, channels: int) -> Float[Tensor, "b c y x"]:
             "and std, or pass PIL images."
         )
     return images
+
+
+def _check_is_plain(images: Tensor) -> None:
+    if images.is_meta:
+        raise ImageError("Got an image tensor on the meta device, where it holds no values; one on the CPU works.")
+    if images.is_nested:
+        raise ImageError("Got a nested image tensor; a plain one works: images of one size, stacked.")
+    if images.layout != torch.strided:
+        raise ImageError(f"Got an image tensor of layout {images.layout}; a dense one works: images.to_dense().")

@@ -45,10 +45,10 @@ class Source:
     size: tuple[int, int] | None = None
 
     @classmethod
-    def read(cls, photo: str | Path | Image.Image, name: str | None = None) -> "Source":
+    def read(cls, photo: str | Path | Image.Image | np.ndarray, name: str | None = None) -> "Source":
         """Open a photo; it is named after its file unless ``name`` says otherwise."""
         opened = open_image(photo)
-        if isinstance(photo, Image.Image):
+        if isinstance(photo, Image.Image | np.ndarray):
             return cls(name or "image", opened, size=opened.size)
         return cls(name or Path(photo).stem, opened, Path(photo).name, opened.size)
 

@@ -46,6 +46,11 @@ class CaptumAttribution:
     def _of(self, inputs: Float[Tensor, "b c y x"], target: Any) -> Float[Tensor, "b c y x"]:
         if isinstance(target, Tensor) and target.numel() == 1:
             target = int(target)
+        if not isinstance(inputs, Tensor):
+            raise InputError(
+                f"Got a {type(inputs).__name__} as inputs; captum's interface takes a normalised tensor "
+                "(batch, channels, height, width), such as torch.from_numpy(inputs)."
+            )
         shape = inputs.shape
         found = explain(
             self._model, inputs, target, self._method, options=self._options, batch_size=max(1, len(inputs))

@@ -18,7 +18,16 @@ from tokentm._typing import UInt8
 from tokentm.errors import ImageError
 from tokentm.models.urls import RemoteFile, find_files, is_url, open_file
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "find_urls", "is_image_name", "open_image", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "check_array",
+    "find_images",
+    "find_urls",
+    "is_image_name",
+    "open_image",
+    "read_image",
+]
 
 # Pillow's own limit, 0.25 GiB of RGB: a 50-megapixel photo passes, and a picture with its few working copies
 # fits into a laptop. A 30,000 × 30,000 PNG of one colour is a file of 3 MB and would need 2.7 GB, so the size
@@ -51,7 +60,7 @@ _DECODER_FAULTS: Final = (
 _warning_filters = threading.Lock()
 
 
-def open_image(source: str | Path | Image.Image) -> Image.Image:
+def open_image(source: str | Path | Image.Image | np.ndarray) -> Image.Image:
     """Read ``source`` as the picture a person would see: upright, opaque, RGB, 8 bit, fully loaded.
 
     - The EXIF orientation is applied. Of several frames (GIF, TIFF) the first is taken; a Pillow image stays
@@ -63,7 +72,8 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
       of 255 and as 16 bit beyond; floats as 0..1 up to a maximum of 1 and as 0..255 beyond.
 
     Args:
-        source: Path or address (``s3://…``) of an image file, or a Pillow image of any mode, which is left as it is.
+        source: Path or address (``s3://…``) of an image file, a Pillow image of any mode, which is left as it is, or a
+            uint8 array of RGB (height, width, 3) or grey (height, width).
 
     Returns:
         A new image of mode ``"RGB"``.
@@ -76,9 +86,26 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
         return _decode_file(open_file(source), source)
     if isinstance(source, Image.Image):
         return _decode(source, f"The {source.mode} image given", "load() it before its file is closed")
+    if isinstance(source, np.ndarray):
+        check_array(source)
+        return _decode(Image.fromarray(source), "The array given", "give it as a PIL image")
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"Got a {type(source).__name__} as an image; a path, a PIL image or a uint8 array (height, width, 3) works."
+        )
     path = Path(source)
     _check_is_file(path)
     return _decode_file(path, str(path))
+
+
+def check_array(array: np.ndarray) -> None:
+    """Raise ``ImageError`` for an array that is not plainly a picture: its axes and range would be guessed."""
+    rgb_or_grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not rgb_or_grey:
+        raise ImageError(
+            f"Got an array of shape {array.shape} and {array.dtype} as an image; uint8 arrays of RGB "
+            "(height, width, 3) or grey (height, width) work, a list of them too, and normalised input as a tensor."
+        )
 
 
 def _decode_file(file: Path | io.BytesIO, name: str) -> Image.Image:

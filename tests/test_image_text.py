@@ -19,7 +19,7 @@ from tests.support.unchecked import unchecked
 from tests.support.zoo import PROMPTS, build, hf_letters, image_batch, letters
 from tokentm.errors import InputError, ModelLoadError, TargetError, UnsupportedModelError
 from tokentm.evaluate.spec import ModelSpec
-from tokentm.models import VisionModel, describe, image_text
+from tokentm.models import ImageTransform, VisionModel, describe, image_text
 from tokentm.models.image_text import ImageText, lock_of
 
 BOTH = ["open-clip", "transformers-siglip-text"]
@@ -275,6 +275,14 @@ def test_a_folder_of_transformers(tmp_path: Path) -> None:
     with torch.no_grad():
         own = bare("transformers-siglip-text")(pixel_values=e.inputs, input_ids=ids).logits_per_image
     torch.testing.assert_close(e.logits[:1], own, rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_without_its_processor(tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "siglip")
+    (folder / "preprocessor_config.json").unlink()
+    assert tokentm.load_model(folder).transform is None
+    transform = ImageTransform(resize=(32, 32))
+    assert tokentm.load_model(folder, transform=transform, class_names=["a cat"]).transform == transform
 
 
 def test_a_folder_with_half_the_weights_is_refused(tmp_path: Path) -> None:

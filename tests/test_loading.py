@@ -12,6 +12,7 @@ import torch
 import transformers
 from PIL import Image
 
+import tokentm
 from tests.support.model_files import (
     ARCH,
     CONFIG,
@@ -77,6 +78,36 @@ def test_a_folder_without_names_has_none(tmp_path: Path) -> None:
     assert load_model(folder, class_names=NAMES).class_names == NAMES
 
 
+def test_a_folder_without_its_processor_says_no_transform(tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "model", named("transformers-vit"))
+    (folder / "preprocessor_config.json").unlink()
+    loaded = load_model(folder)
+    assert (loaded.transform, loaded.class_names) == (None, NAMES)
+    images = image_batch("transformers-vit")
+    assert torch.equal(tokentm.explain(loaded, images).logits, logits(build("transformers-vit"), images))
+    photo = Image.new("RGB", (40, 30))
+    refused("model does not say how photos become its input", lambda: tokentm.explain(loaded, photo), InputError)
+    given = load_model(folder, transform=TIMM_TRANSFORM)
+    assert given.transform == TIMM_TRANSFORM
+    assert tokentm.explain(given, photo).inputs.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("content", [b"{broken", b'{"image_processor_type": "ConvNextImageProcessor"}'])
+def test_a_processor_is_left_alone_where_a_transform_is_given(tmp_path: Path, content: bytes) -> None:
+    folder = transformers_folder(tmp_path / "model", named("transformers-vit"))
+    (folder / "preprocessor_config.json").write_bytes(content)
+    assert load_model(folder, transform=TIMM_TRANSFORM).transform == TIMM_TRANSFORM
+
+
+def test_a_processor_of_rgb_is_no_transform_of_a_grey_model(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
+    config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8, num_channels=1)
+    folder = transformers_folder(tmp_path / "model", transformers.ViTForImageClassification(config))
+    loaded = load_model(folder)
+    assert loaded.transform is None
+    assert len(tokentm.explain(loaded, torch.zeros(1, 1, 32, 32)).overlay()) == 1
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -132,7 +163,6 @@ def hf_damage(folder: Path, file: str, content: bytes | None) -> None:
 HF_DAMAGE: dict[str, tuple[dict[str, Any], tuple[str, bytes | None] | None, str]] = {
     "no weights": ({}, ("model.safetensors", None), "does not hold a transformers classifier .* model.safetensors"),
     "weights of noise": ({}, ("model.safetensors", b"noise" * 99), "does not hold a transformers classifier"),
-    "no processor": ({}, ("preprocessor_config.json", None), "Can't load image processor"),
     "another processor": (
         {},
         ("preprocessor_config.json", b'{"image_processor_type": "ConvNextImageProcessor"}'),
@@ -273,12 +303,6 @@ def test_a_device_that_is_not_there(device: str) -> None:
     refused(f"cannot be put on device '{device}' .*'cpu' works", lambda: load_model(build("timm-vit"), device=device), (
         InputError
     ))  # fmt: skip
-
-
-def test_the_type_of_the_weights_can_be_chosen() -> None:
-    module = load_model("shapes", dtype=torch.bfloat16).module
-    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
-    refused(r"converted to torch\.int8; torch\.bfloat16", lambda: load_model("shapes", dtype=torch.int8), InputError)
 
 
 # --- the kit ----------------------------------------------------------------------------------------------------

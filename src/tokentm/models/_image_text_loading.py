@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tokentm.errors import MissingExtraError, ModelLoadError, nearest
-from tokentm.models._reading import LOAD_FAILURES, and_more, reason
+from tokentm.models._reading import LOAD_FAILURES, and_more, read_processor, reason
 from tokentm.models.transforms import ImageTransform
 from tokentm.models.vision_model import VisionModel, image_text
 
@@ -58,13 +58,15 @@ def _architecture(open_clip: Any, name: str) -> tuple[str, str | None]:
     return architecture, tag or tags[0]
 
 
-def from_transformers(source: str, name: str) -> VisionModel:
+def from_transformers(source: str, name: str, transform: ImageTransform | None) -> VisionModel:
     """A CLIP or SigLIP model of transformers with its tokenizer and image processor, from a folder or repository.
+
+    The image processor is left alone where ``transform`` stands in for it.
 
     Raises:
         ModelLoadError: A file is missing or does not fit.
     """
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
     # Code that comes with a repository is never run.
     safely: dict[str, Any] = {"trust_remote_code": False}
@@ -79,7 +81,7 @@ def from_transformers(source: str, name: str) -> VisionModel:
                 "give a whole image–text model."
             )
         tokenizer = AutoTokenizer.from_pretrained(source, **safely)
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil", **safely).to_dict()
+        transform = read_processor(source) if transform is None else transform
     except LOAD_FAILURES as error:
         if not Path(source).is_dir() or isinstance(error, ModelLoadError):
             raise
@@ -87,4 +89,4 @@ def from_transformers(source: str, name: str) -> VisionModel:
             f"The folder '{source}' does not hold an image–text model with tokenizer and image processor: "
             f"{reason(error)}."
         ) from error
-    return image_text(model.eval(), tokenizer, transform=ImageTransform.from_processor(processor), name=name)
+    return image_text(model.eval(), tokenizer, transform=transform, name=name)

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tokentm.errors import ModelLoadError
+from tokentm.models.transforms import ImageTransform
 
-__all__ = ["LOAD_FAILURES", "and_more", "read_json", "read_weights", "reason"]
+__all__ = ["LOAD_FAILURES", "and_more", "read_json", "read_processor", "read_weights", "reason"]
 
 # What model libraries raise for a broken or absent file: they let the first fault through, whichever a configuration
 # with a text where a number should be, or a size of -1, runs into. Anything else is a bug and may surface as one.
@@ -85,6 +86,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelLoadError(f"'{path}' holds a {type(found).__name__}, expected a JSON object.")
     return found
+
+
+def read_processor(source: str) -> ImageTransform | None:
+    """The input transform of a transformers folder or repository; None for a folder that says none.
+
+    Raises:
+        ModelLoadError: It cannot be followed exactly; transformers raises ``LOAD_FAILURES`` of its own.
+    """
+    folder, names = Path(source), ("preprocessor_config.json", "processor_config.json")
+    if folder.is_dir() and not any((folder / name).exists() for name in names):
+        return None
+    from transformers import AutoImageProcessor
+
+    # Code that comes with a repository is never run.
+    processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
+    return ImageTransform.from_processor(processor.to_dict())
 
 
 def reason(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """An image–text model as a classifier: its classes are prompts, its logits are scaled cosine similarities."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokentm._typing import Float
 from tokentm.errors import InputError
 
-__all__ = ["ImageText", "Towers", "lock_of"]
+__all__ = ["ImageText", "Towers", "class_texts", "lock_of", "prompts_of"]
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
@@ -27,6 +27,32 @@ def lock_of(module: nn.Module) -> threading.RLock:
     """
     with _locks_guard:
         return _locks.setdefault(module.model if isinstance(module, ImageText) else module, threading.RLock())
+
+
+def class_texts(names: Any) -> tuple[str, ...]:
+    """One text per class, from whatever holds them in the order of the logits.
+
+    Raises:
+        InputError: It has no order, or holds anything but texts.
+    """
+    expected = "expected one text per class in the order of the logits, such as ('ant', 'bee')"
+    if isinstance(names, str):
+        raise InputError(f"Got the one text {names!r} as class names; {expected}.")
+    listed = isinstance(names, Iterable) and getattr(names, "ndim", 1) == 1
+    if isinstance(names, bytes | set | frozenset | Mapping) or not listed:
+        raise InputError(f"Got a {type(names).__name__} as class names; {expected}.")
+    found = list(names)
+    for index, name in enumerate(found):
+        if not isinstance(name, str):
+            raise InputError(f"The name of class {index} is a {type(name).__name__}; {expected}.")
+    return tuple(map(str, found))  # numpy's texts become plain ones
+
+
+def prompts_of(texts: Any) -> tuple[str, ...]:
+    """Prompts from a list of texts, or from one text that lists them separated by semicolons, as targets do."""
+    if isinstance(texts, str):
+        return tuple(part.strip() for part in texts.split(";") if part.strip())
+    return class_texts(texts)
 
 
 @final
@@ -64,8 +90,8 @@ class ImageText(nn.Module):
         super().__init__()
         self.model = model
         self.towers = towers
-        self.prompts = tuple(prompts)
-        self.register_buffer("text", self._encoded(list(prompts)) if prompts else None, persistent=False)
+        self.prompts = prompts_of(prompts)
+        self.register_buffer("text", self._encoded(list(self.prompts)) if self.prompts else None, persistent=False)
         self.train(model.training)
 
     def with_prompts(self, prompts: Sequence[str]) -> "ImageText":

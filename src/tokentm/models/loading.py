@@ -3,7 +3,7 @@
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,10 @@ from tokentm.errors import (
     TokentmError,
     nearest,
 )
-from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, reason
+from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, read_processor, reason
+from tokentm.models.image_text import class_texts, prompts_of
 from tokentm.models.transforms import ImageTransform
-from tokentm.models.vision_model import VisionModel, describe
+from tokentm.models.vision_model import VisionModel, check_transform, describe
 from tokentm.models.weight_files import is_weight_file, model_of_weight_file
 
 __all__ = ["BUNDLED", "load_model", "quiet"]
@@ -30,6 +31,9 @@ __all__ = ["BUNDLED", "load_model", "quiet"]
 BUNDLED = {
     "shapes": "eight shapes on cluttered scenes, 96×96, offline (8 classes)",
     "cifar10": "small photos of CIFAR-10, 32×32, offline (10 classes)",
+}
+_DTYPES = {
+    str(kind).removeprefix("torch."): kind for kind in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 }
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -39,9 +43,9 @@ def load_model(
     *,
     arch: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     transform: ImageTransform | None = None,
-    class_names: tuple[str, ...] | None = None,
+    class_names: Iterable[str] | None = None,
 ) -> VisionModel:
     """Load a model, or describe one that is already built.
 
@@ -54,14 +58,15 @@ def load_model(
             - ``"torchvision:vit_b_16"``: with torchvision's default weights;
             - ``"open_clip:ViT-B-32/openai"``: an image–text model and one of its weights (without one, the first that
               open_clip lists), or ``"open_clip:hf-hub:org/name"``; its classes are ``class_names``, or the targets;
-            - a local folder in hub format (timm's or transformers' ``config.json`` with weights beside it);
+            - a local folder in hub format (timm's or transformers' ``config.json`` with weights beside it); without an
+              image processor in it, or a ``transform``, only tensors can be explained;
             - a weight file (``.safetensors``, ``.pth``, ``.ckpt``, …), with ``arch``: a state dict, or what a training
               loop saved around one (``state_dict``, ``model``, else ``state_dict_ema``, ``model_ema``);
             - an ``nn.Module`` of a known family, or a ``VisionModel``, whose fields the arguments override.
         arch: timm architecture of a weight file; a tag (``.augreg_in21k``) says how photos are prepared.
         device: Where to put it; by default it stays where it is (CPU for a loaded one).
-        dtype: What its weights are converted to, ``torch.bfloat16`` say; by default they stay as they are. Relevance is
-            computed in float32 or wider whatever this is.
+        dtype: What its weights are converted to: ``torch.bfloat16``, ``float16``, ``float32``, ``float64``, or one of
+            these names; by default they stay as they are. Relevance is computed in float32 or wider whatever this is.
         transform: Replaces the input transform that came with the model.
         class_names: Replaces the class names that came with the model; the prompts of an image–text model. A weight
             file has none. A bare timm module has those of its ImageNet whenever it has as many classes as the weights
@@ -72,25 +77,35 @@ def load_model(
         HubUnreachableError: The weights must be fetched and the hub does not answer.
         MissingExtraError: The source needs a library that is not installed.
         UnsupportedModelError: It is no ViT of a known family.
-        InputError: ``device`` cannot be used, or ``dtype`` is none of a floating-point number.
+        InputError: ``device``, ``dtype``, ``transform`` or ``class_names`` cannot be used.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"A model cannot be converted to {dtype}; torch.bfloat16, float16, float32 and float64 work.")
+    converted = None if dtype is None else _floating(dtype)
     if isinstance(source, VisionModel):
         loaded = source
     elif isinstance(source, str | Path):
-        loaded = _load(str(source), arch)
+        loaded = _load(str(source), arch, transform)
     else:
         loaded = describe(source)
-    if class_names and loaded.takes_text:
-        loaded, class_names = loaded.with_prompts(class_names), None
-    if transform is not None or class_names is not None:
-        loaded = replace(loaded, transform=transform or loaded.transform, class_names=class_names or loaded.class_names)
-    if dtype is not None:
-        loaded.module.to(dtype)
+    if transform is not None:
+        check_transform(transform, loaded.anatomy.channels, loaded.name)
+        loaded = replace(loaded, transform=transform)
+    if class_names is not None and loaded.takes_text:
+        prompts = prompts_of(class_names)
+        loaded = loaded.with_prompts(prompts) if prompts else loaded
+    elif class_names is not None:
+        loaded = replace(loaded, class_names=class_texts(class_names) or loaded.class_names)
+    if converted is not None:
+        loaded.module.to(converted)
     if device is not None:
         _move(loaded.module, device)
     return loaded
+
+
+def _floating(dtype: Any) -> torch.dtype:
+    found = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or found not in _DTYPES.values():
+        raise InputError(f"A model cannot be converted to {dtype}; torch.bfloat16, float16, float32 and float64 work.")
+    return found
 
 
 def _move(module: nn.Module, device: str | torch.device) -> None:
@@ -104,7 +119,7 @@ def _move(module: nn.Module, device: str | torch.device) -> None:
         ) from error
 
 
-def _load(source: str, arch: str | None) -> VisionModel:
+def _load(source: str, arch: str | None, transform: ImageTransform | None) -> VisionModel:
     path = Path(source)
     if is_weight_file(path.name):
         return describe(model_of_weight_file(path, arch).eval(), name=path.stem)
@@ -113,10 +128,10 @@ def _load(source: str, arch: str | None) -> VisionModel:
     if source in BUNDLED:
         return replace(_from_timm_folder(_WEIGHTS / source), name=source)
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, transform)
     prefix, _, rest = source.partition(":")
     if prefix == "hf" and rest:
-        return _from_hub(rest)
+        return _from_hub(rest, transform)
     if prefix == "torchvision" and rest:
         return _from_torchvision(rest)
     if prefix == "open_clip" and rest:
@@ -144,12 +159,12 @@ def _from_timm(name: str) -> VisionModel:
     return describe(module.eval(), name=name)
 
 
-def _from_folder(folder: Path) -> VisionModel:
+def _from_folder(folder: Path, transform: ImageTransform | None) -> VisionModel:
     config = read_json(folder / "config.json")
     if "architecture" in config:
         return _from_timm_folder(folder)
     if "model_type" in config:
-        return _from_transformers(str(folder), folder.name, config)
+        return _from_transformers(str(folder), folder.name, config, transform)
     raise ModelLoadError(
         f"{folder / 'config.json'} has neither 'architecture' (timm) nor 'model_type' (transformers); "
         "save the model with timm's or transformers' own save_pretrained."
@@ -193,7 +208,7 @@ def _with_texts_as_names(model: VisionModel) -> VisionModel:
     return model
 
 
-def _from_hub(repository: str) -> VisionModel:
+def _from_hub(repository: str, transform: ImageTransform | None) -> VisionModel:
     from huggingface_hub import hf_hub_download
 
     with _hub(repository):
@@ -205,12 +220,14 @@ def _from_hub(repository: str) -> VisionModel:
             module = timm.create_model(f"hf-hub:{repository}", pretrained=True)
         return _described_timm(module, f"hf:{repository}")
     with _hub(repository):
-        return _from_transformers(repository, f"hf:{repository}", config)
+        return _from_transformers(repository, f"hf:{repository}", config, transform)
 
 
-def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> VisionModel:
+def _from_transformers(
+    source: str, name: str, config: Mapping[str, Any], transform: ImageTransform | None
+) -> VisionModel:
     try:
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers import AutoModelForImageClassification
     except ImportError as error:
         raise MissingExtraError(
             f"{name} is a transformers model and transformers is not installed; pip install 'tokentm[hf]'."
@@ -220,7 +237,7 @@ def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> Vis
         from tokentm.models._image_text_loading import from_transformers
 
         with quiet():
-            return from_transformers(source, name)
+            return from_transformers(source, name, transform)
     # Code that comes with a repository is never run, and transformers is kept from asking whether it may. Weights of
     # other shapes are let through and refused below: transformers itself would not say which they are.
     safely: dict[str, Any] = {"trust_remote_code": False}
@@ -231,8 +248,8 @@ def _from_transformers(source: str, name: str, config: Mapping[str, Any]) -> Vis
             )
             _check_complete(source, info)
             model = _with_texts_as_names(describe(module.eval(), name=name))
-            processor = AutoImageProcessor.from_pretrained(source, backend="pil", **safely).to_dict()
-            return replace(model, transform=ImageTransform.from_processor(processor))
+            own = read_processor(source) if transform is None and model.anatomy.channels == 3 else None
+            return replace(model, transform=own)
     except TokentmError:
         raise
     except LOAD_FAILURES as error:

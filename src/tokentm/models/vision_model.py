@@ -1,6 +1,6 @@
 """A model together with what an explanation needs beside its weights: anatomy, input transform, class names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tokentm.errors import InputError, UnsupportedModelError
 from tokentm.models.anatomy import FAMILIES, Anatomy, ImageTextFamily
-from tokentm.models.image_text import ImageText
+from tokentm.models.image_text import ImageText, class_texts
 from tokentm.models.transforms import ImageTransform
 
-__all__ = ["VisionModel", "describe", "image_text"]
+__all__ = ["VisionModel", "check_transform", "describe", "image_text"]
 
 # Packages of models whose tokens live on several grids or in windows: no single attention matrix runs from the
 # patches to the class score, and a map from their last stage alone would be read as more than it is.
@@ -123,7 +123,7 @@ def describe(
     model: Any,
     *,
     transform: ImageTransform | None = None,
-    class_names: tuple[str, ...] | None = None,
+    class_names: Iterable[str] | None = None,
     name: str | None = None,
 ) -> VisionModel:
     """Recognise ``model`` and return it with its anatomy; nothing about the model is changed.
@@ -137,7 +137,9 @@ def describe(
 
     Raises:
         UnsupportedModelError: No family claims the model, or the family finds a part whose map would be wrong.
+        InputError: ``transform`` or ``class_names`` cannot be used for it.
     """
+    names = None if class_names is None else class_texts(class_names)
     module = _unwrap(model)
     if not isinstance(module, nn.Module):
         raise UnsupportedModelError(
@@ -147,14 +149,28 @@ def describe(
     _check_not_compiled_in_part(module)
     for family in FAMILIES.values():
         if family.claims(module):
-            return VisionModel(
-                module=module,
-                anatomy=family.anatomy(module),
-                transform=transform or family.transform(module),
-                class_names=class_names or family.class_names(module),
-                name=name or type(module).__name__,
-            )
+            anatomy, said = family.anatomy(module), name or type(module).__name__
+            if transform is None:
+                transform = family.transform(module)
+            else:
+                check_transform(transform, anatomy.channels, said)
+            return VisionModel(module, anatomy, transform, names or family.class_names(module), said)
     raise UnsupportedModelError(_refusal(module))
+
+
+def check_transform(transform: Any, channels: int, name: str) -> None:
+    """Raise ``InputError`` for what cannot be the input transform of a model of that many channels."""
+    if not isinstance(transform, ImageTransform):
+        kind = type(transform)
+        raise InputError(
+            f"Got a {kind.__module__}.{kind.__qualname__} as transform; expected tokentm's ImageTransform, which also "
+            "knows the way back from the input to the photo, such as ImageTransform(resize=256, crop=(224, 224))."
+        )
+    if channels != 3:
+        raise InputError(
+            f"Got a transform, which gives RGB, for {name}, which takes images of {channels} channels; leave transform "
+            f"out and pass tensors (batch, {channels}, height, width)."
+        )
 
 
 def image_text(
@@ -172,7 +188,7 @@ def image_text(
     Args:
         model: A bare CLIP or SigLIP model of open_clip or transformers.
         tokenizer: ``open_clip.get_tokenizer(…)``, or the tokenizer or processor of transformers.
-        prompts: The classes; more can be asked for as targets.
+        prompts: The classes, or one text that lists them separated by semicolons; more can be asked for as targets.
         transform: Overrides what the model says.
         name: Defaults to the class name.
 

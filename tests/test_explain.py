@@ -143,6 +143,12 @@ def test_every_field_says_what_was_asked(model: VisionModel) -> None:
     assert not found.relevance.requires_grad
 
 
+def test_an_explanation_and_its_model_are_shown_in_a_line(model: VisionModel) -> None:
+    found = tokentm.explain(model, image_batch("timm-vit"), "top3", "gae")
+    assert repr(found) == "Explanation('gae', 'VisionTransformer', rows=6, images=2, grid=(4, 4))"
+    assert repr(model) == "VisionModel('VisionTransformer', 'timm ViT', blocks=3, classes=7)"
+
+
 def test_an_explanation_cannot_be_changed(model: VisionModel) -> None:
     found = tokentm.explain(model, image_batch("timm-vit"))
     with pytest.raises(dataclasses.FrozenInstanceError):

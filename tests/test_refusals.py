@@ -126,6 +126,18 @@ REFUSED_AT_SIGHT: dict[str, tuple[Callable[[], Any], str]] = {
     "unknown layer scale": (with_layer_scale_of_its_own, "Block 1 scales its attention output with .*LayerScale works"),
     "unknown patches": (lambda: replaced("timm-vit", "patch_embed", CustomEmbed()), "has no convolution that shows"),
     "unknown attention": (lambda: replaced("timm-vit", "blocks.2.attn", nn.Linear(24, 24)), "Block 2 attends with"),
+    "timm without blocks": (
+        lambda: replaced("timm-vit", "blocks", nn.Sequential()),
+        "has no blocks, so no attention",
+    ),
+    "transformers without blocks": (
+        lambda: replaced("transformers-vit", "vit.layers", nn.ModuleList()),
+        "ViTForImageClassification has no blocks, so no attention",
+    ),
+    "torchvision without blocks": (
+        lambda: replaced("torchvision-vit", "encoder.layers", nn.Sequential()),
+        "VisionTransformer has no blocks, so no attention",
+    ),
     "timm without a head": (lambda: vit(num_classes=0), r"no classifier head \(num_classes=0\)"),
     "timm head taken off": (lambda: replaced("timm-vit", "head", nn.Identity()), "no classifier head"),
     "torchvision head taken off": (lambda: replaced("torchvision-vit", "heads", nn.Identity()), "no classifier in"),
@@ -197,6 +209,12 @@ def with_two_outputs() -> nn.Module:
     return model
 
 
+def with_a_dictionary(name: str) -> nn.Module:
+    model = build(name)
+    model.forward_head = lambda tokens: {"logits": tokens[:, 0]}
+    return model
+
+
 def attending_with(block: int = 1, **more: Any) -> nn.Module:
     """A timm ViT, one block of which calls the fused attention in another way."""
     model = build("timm-vit")
@@ -228,6 +246,14 @@ REFUSED_WHEN_RUN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a lost token": (with_lost_token, "blocks see 16 tokens, but a 4×4 patch grid and 1 prefix tokens make 17"),
     "logits cut off": (with_wrong_width, r"shape \(2, 3\), but says that it has 7 classes"),
     "two outputs": (with_two_outputs, r"returned tuple, expected one tensor.*set_distilled_training\(False\)"),
+    "a dictionary": (
+        lambda: with_a_dictionary("timm-vit"),
+        "timm model returned dict, expected one tensor of logits; a forward pass that returns the logits alone works",
+    ),
+    "a dictionary with distillation": (
+        lambda: with_a_dictionary("timm-deit-distilled"),
+        "timm model returned dict, expected one tensor of logits; a forward pass that returns the logits alone works",
+    ),
     "causal attention": (lambda: attending_with(is_causal=True), "Block 1 attends causally"),
     "dropout in eval mode": (lambda: attending_with(dropout_p=0.1), "Block 1 attends causally, with dropout,"),
 }

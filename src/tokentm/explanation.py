@@ -94,6 +94,11 @@ class Explanation:
             sources=tuple(source for part in parts for source in part.sources),
         )
 
+    def __repr__(self) -> str:
+        """One line, without the arrays."""
+        rows, grid = len(self), tuple(self.relevance.shape[1:])
+        return f"Explanation({self.method!r}, {self.model.name!r}, {rows=}, images={len(self.sources)}, {grid=})"
+
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.target)

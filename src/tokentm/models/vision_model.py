@@ -67,6 +67,11 @@ class VisionModel:
             if hasattr(self.module, name)
         )
 
+    def __repr__(self) -> str:
+        """One line; the module prints itself."""
+        blocks, classes = len(self.anatomy.blocks), self.anatomy.num_classes
+        return f"VisionModel({self.name!r}, {self.anatomy.family!r}, {blocks=}, {classes=})"
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -150,6 +155,8 @@ def describe(
     for family in FAMILIES.values():
         if family.claims(module):
             anatomy, said = family.anatomy(module), name or type(module).__name__
+            if not anatomy.blocks:
+                raise UnsupportedModelError(f"The model {said} has no blocks, so no attention; one or more work.")
             if transform is None:
                 transform = family.transform(module)
             else:

@@ -93,8 +93,8 @@ def timm_anatomy(
         channels=_channels(model),
         patch=patch,
         image_size=_fixed_size(model),
-        logits=_logits,
-        tail=lambda tokens: _logits(model.forward_head(model.norm(tokens))),
+        logits=lambda output: _logits(output, model),
+        tail=lambda tokens: _logits(model.forward_head(model.norm(tokens)), model),
         fused_hint=FUSED_HINT,
         pool=pool,
         positions=positions,
@@ -121,11 +121,13 @@ def check_gate(attention: Any, index: int) -> None:
         )
 
 
-def _logits(output: Any) -> Tensor:
+def _logits(output: Any, model: Any) -> Tensor:
     if not isinstance(output, Tensor):
+        two_heads = isinstance(output, tuple) and derives_from(model, DISTILLED)
+        works = "switch distilled training off (model.set_distilled_training(False))"
         raise UnsupportedModelError(
             f"The timm model returned {type(output).__name__}, expected one tensor of logits; "
-            "switch distilled training off (model.set_distilled_training(False))."
+            f"{works if two_heads else 'a forward pass that returns the logits alone works'}."
         )
     return output
 

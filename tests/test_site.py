@@ -1,5 +1,6 @@
 """The documentation site: built strictly once, read as files, and walked through in Debian's Chromium from a folder."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.web_page import chromium
+from tokentm.methods import METHODS
 
 pytest.importorskip("mkdocs", reason="the site needs the extra 'docs'")
 if TYPE_CHECKING:
@@ -36,6 +38,18 @@ def test_the_site_is_complete_and_asks_no_other_host(site: Path) -> None:
     assert [page.name for page in site.rglob("*.html") if fetched.search(page.read_text())] == []
     assert fetched.search('<script src="https://example.org/shim"></script>')
     assert "tokentm._explain.explain" in (site / "api" / "explain.html").read_text()
+
+
+def test_every_method_and_example_has_a_section(site: Path) -> None:
+    methods, examples = ((site / page).read_text() for page in ("api/methods.html", "examples.html"))
+    assert [name for name in METHODS if f'<h2 id="{name}">' not in methods] == []
+    for name, method in METHODS.items():
+        section = methods.partition(f'<h2 id="{name}">')[2].partition("<h2 ")[0]
+        options = [field.name for field in dataclasses.fields(method.options)]
+        assert [option for option in options if f"<code>{option}</code>" not in section] == []
+        assert "passes per image and class" in section
+    files = sorted((ROOT / "examples").glob("*.*"))
+    assert [path.name for path in files if not re.search(rf"<h2 id=[^>]*>{path.name}<", examples)] == []
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +115,18 @@ def test_every_page_is_reached_and_shows_its_pictures(page: "Page", site: Path) 
 
 @pytest.mark.parametrize(
     ("words", "page_found"),
-    [("TokenTM", "index"), ("outer cache", "0011-near-the-floor"), ("engine ray cluster", "scale")],
-)
+    [
+        ("TokenTM", "index"), ("engine ray cluster", "scale"), ("latex", "paper"), ("libra", "which-method"),
+        ("two classes", "examples"), ("notebook", "examples"), ("captum", "elsewhere"), ("rise", "api/methods"),
+    ],
+)  # fmt: skip
 def test_search_finds_pages_in_a_folder(page: "Page", site: Path, words: str, page_found: str) -> None:
     page.goto((site / "index.html").as_uri())
     page.get_by_role("textbox", name="Search").first.fill(words)
     page.wait_for_selector(".md-search-result__item a")
     hits = page.eval_on_selector_all(".md-search-result__item a", "(links) => links.map((a) => a.href)")
     assert any(page_found in hit for hit in hits), json.dumps(hits)
+    assert not any("/decisions/" in hit for hit in hits)
     first = hits[0]
     page.goto(first)
     assert page.locator("h1").first.inner_text()

@@ -1,4 +1,4 @@
-"""Photos as the kit of a real model and photos has them: ``photos`` with labels, ``masked`` with masks."""
+"""Photos with an index in JSON: labels of ImageNet, or one mask each; no such folder comes with the library."""
 
 import json
 from pathlib import Path
@@ -30,16 +30,16 @@ def _recognises(root: Path) -> bool:
 
 @dataset(
     "kit",
-    summary="folders of the test kit: ImageNet samples with labels, COCO photos with one mask each",
+    summary="photos with an index in JSON: labels of ImageNet, or one mask each (docs/evaluate.md says the layout)",
     source=_SOURCE,
     recognises=_recognises,
 )
 def open_kit(place: str | Path | None = None, *, groups: str = "in1k") -> PhotoFiles:
-    """Open ``photos`` or ``masked`` of the kit.
+    """Open a folder of photos with ``labels.json``, or of photos and masks with an index.
 
     Args:
-        place: One of the two folders.
-        groups: For ``masked``: ``"in1k"`` for targets among ImageNet's 1,000 classes, ``"coarse24"`` for groups.
+        place: The folder.
+        groups: Where there are masks: ``"in1k"`` for targets among ImageNet's 1,000 classes, ``"coarse24"`` for groups.
 
     Raises:
         DatasetError: The folder or its index is missing or not as expected.

@@ -9,10 +9,9 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
-
-import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 EVERY_METHOD = "<!-- every method: scripts/site_pages.py -->"
 EVERY_EXAMPLE = "<!-- every example: scripts/site_pages.py -->"
 GUIDE = re.compile(r"(index|which-method|concepts|evaluate|paper|clip|elsewhere|examples|limits|web|scale)\.md")
+_BLOCK = re.compile(r"^(Args|Returns|Raises|Attributes):\n((?:[ ]+.*\n|\n)+)", re.MULTILINE)
+_ATTRIBUTE = re.compile(r"^(\w+): (.*(?:\n[ ]+.*)*)", re.MULTILINE)
 _LINK = re.compile(r"\]\((?:\.\./)+examples/([\w.]+)\)")
 
 
@@ -47,31 +48,36 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def method_section(method: Method) -> str:
     """What one method computes, what its map means, what it costs and which options it takes."""
-    docstring = griffe.Docstring(inspect.getdoc(method.run) or "").parse("google")
-    texts = [section.value for section in docstring if section.kind is griffe.DocstringSectionKind.text]
-    formula, *notes = "\n\n".join(texts).partition("Departs from the paper:")
-    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(method, docstring).items())
-    departs = f"*Departs from the paper:*{notes[1]}" if notes[0] else ""
+    text, blocks = docstring_parts(inspect.getdoc(method.run) or "")
+    formula, mark, departs = text.partition("Departs from the paper:")
+    facts = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(method, blocks).items())
     parts = [
         f"## {method.name}", f"*{method.summary}*", formula.strip(), f"| | |\n|---|---|\n{facts}",
-        departs, _options(method),
+        f"*{mark}*{departs}" if mark else "", _options(method),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _facts(method: Method, docstring: list[Any]) -> dict[str, str]:
-    returns = [section.value for section in docstring if section.kind is griffe.DocstringSectionKind.returns]
+def docstring_parts(text: str) -> tuple[str, dict[str, str]]:
+    """A docstring without its headed blocks, and those blocks by heading."""
+    blocks = {found[1]: textwrap.dedent(found[2]).strip() for found in _BLOCK.finditer(f"{text}\n")}
+    return _BLOCK.sub("", f"{text}\n").strip(), blocks
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _facts(method: Method, blocks: dict[str, str]) -> dict[str, str]:
     forward, backward = passes(method)
-    specific = "yes" if method.class_specific else "no: the same map for every class"
-    paper = f"{PAPERS[method.paper]} ([bibliography](../bibliography.md))" if method.paper else "none: it is a floor"
     module = inspect.getmodule(method.run)
     return {
-        "map (b images, n tokens)": " ".join(returns[0][0].description.split()) if returns else "",
+        "map (b images, n tokens)": blocks.get("Returns", ""),
         "sign": "signed: negative speaks against the class" if method.signed else "never negative",
-        "class-specific": specific,
+        "class-specific": "yes" if method.class_specific else "no: the same map for every class",
         "backward rules": _rules(method),
         "passes per image and class": f"{forward} forward; {backward} backward",
-        "source": paper,
+        "source": f"{PAPERS[method.paper]} ([bibliography](../bibliography.md))" if method.paper else "none: a floor",
         "code": f"`{module.__name__ if module else ''}`",
     }
 
@@ -90,14 +96,9 @@ def _options(method: Method) -> str:
     fields = dataclasses.fields(method.options)
     if not fields:
         return ""
-    parsed = griffe.Docstring(inspect.getdoc(method.options) or "").parse("google")
-    said = {
-        entry.name: " ".join(entry.description.split())
-        for section in parsed
-        if section.kind is griffe.DocstringSectionKind.attributes
-        for entry in section.value
-    }
-    lines = [f"| `{field.name}` | `{field.default!r}` | {said.get(field.name, '')} |" for field in fields]
+    described = docstring_parts(inspect.getdoc(method.options) or "")[1].get("Attributes", "")
+    said = dict(_ATTRIBUTE.findall(described))
+    lines = [f"| `{field.name}` | `{field.default!r}` | {_cell(said.get(field.name, ''))} |" for field in fields]
     name, module = method.options.__name__, method.options.__module__
     first = fields[0]
     return "\n".join(

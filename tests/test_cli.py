@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from PIL import Image
 import tokentm
 from tests.support.command import COMMAND, environment, run, save_classifier, tree
 from tokentm.explanation import Source
-from tokentm.models import BUNDLED
-from tokentm.models.anatomy import FAMILIES
 
 WEIGHTS = Path(tokentm.__file__).parent / "models" / "weights" / "shapes" / "model.safetensors"
 ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -249,20 +246,6 @@ def test_interrupted_by_ctrl_c_only_whole_files_are_left(home: Path, classifier:
             assert json.loads(file.read_text(encoding="utf-8"))["method"] == "tokentm"
 
 
-def test_lists_name_every_method_bundled_model_and_family(home: Path) -> None:
-    folder = new_folder(home, "lists")
-    with ThreadPoolExecutor(2) as pool:
-        methods, models = pool.map(lambda command: run([command], folder, COLUMNS="300"), ("methods", "models"))
-    assert (methods.code, methods.err, models.code, models.err) == (0, "", 0, "")
-    listed, rules = methods.out.split("\n\n")
-    heads, summaries = listed.splitlines()[::2], listed.splitlines()[1::2]
-    assert [head.split()[0] for head in heads] == list(tokentm.METHODS)
-    assert [text.strip() for text in summaries] == [method.summary for method in tokentm.METHODS.values()]
-    assert {line.split()[0] for line in rules.splitlines()[1:]} == {"plain", "libra", "attnlrp", "conservative"}
-    assert all(name in models.out for name in (*BUNDLED, *FAMILIES, "hf:org/name", "torchvision:vit_b_16"))
-    assert tree(folder) == set()
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -297,7 +280,14 @@ def test_help_and_version_come_at_once(home: Path, arguments: list[str], says: s
     ("name", "says"),
     [
         ("explain", ["[as its weights are]", "[as many as fit]"]),
-        ("evaluate", ["[perturbation, or the preset's]", "[as many as fit]"]),
+        (
+            "evaluate",
+            [
+                "[perturbation, or the preset's]",
+                "[as many as fit]",
+                "[default: tokentm, gae, rollout, raw_attention, gradcam, random, center]",
+            ],
+        ),
         ("report", ["[the run; report for several]"]),
     ],
 )

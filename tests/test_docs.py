@@ -22,7 +22,7 @@ from tests.support.command import save_classifier
 from tests.support.fork_server import ForkServer, fork_server
 from tokentm.datasets.shapes import scene
 from tokentm.methods import METHODS
-from tokentm.methods.bibliography import PAPERS
+from tokentm.methods.bibliography import PAPERS, SOFTWARE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -136,6 +136,27 @@ def test_every_example_has_a_line_on_its_page() -> None:
 def test_the_bibliography_holds_every_paper() -> None:
     page = (ROOT / "docs" / "bibliography.md").read_text()
     assert [key for key, paper in PAPERS.items() if str(paper) not in page] == []
+
+
+def test_bibtex_holds_what_the_bibliography_knows_and_nothing_else() -> None:
+    assert PAPERS["achtibat2024"].bibtex("a").splitlines()[:1] == ["@inproceedings{a,"]
+    assert PAPERS["chen2023"].bibtex("key") == (
+        "@article{key,\n"
+        "  title   = {{Beyond Intuition: Rethinking Token Attributions inside Transformers}},\n"
+        "  author  = {Chen and Li and Yu and Dou and Xiong},\n"
+        "  journal = {TMLR},\n"
+        "  year    = {2023}\n}"
+    )
+    assert "booktitle" not in PAPERS["shrikumar2016"].bibtex("key")
+    assert METHODS["gradcam"].bibtex.count("@inproceedings{") == 2
+    assert METHODS["random"].bibtex == ""
+
+
+def test_the_software_is_cited_as_the_file_says() -> None:
+    said = (ROOT / "CITATION.cff").read_text()
+    title, author = (re.search(rf'{key}: "(.*)"', said)[1] for key in (r"\ntitle", "- name"))
+    assert f"{{{{{title}}}}}" in SOFTWARE
+    assert f"{{{{{author}}}}}" in SOFTWARE
 
 
 def test_methods_named_on_the_page_that_advises_exist() -> None:

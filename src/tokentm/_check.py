@@ -37,6 +37,7 @@ class Check:
         prefix: How many of those are no patches.
         grid: Rows and columns of the patches.
         size: Height and width of that image in pixels.
+        class_names: Of its classes, ``"class 7"`` where it knows none.
         readout: How the class score is read from the final tokens.
         methods: Names of the methods that gave a finite map.
         failed: Why the others did not, by name.
@@ -51,6 +52,7 @@ class Check:
     prefix: int
     grid: tuple[int, int]
     size: tuple[int, int]
+    class_names: tuple[str, ...]
     readout: str
     methods: tuple[str, ...]
     failed: dict[str, str]
@@ -89,6 +91,7 @@ def checked(model: VisionModel, methods: Sequence[str] = ()) -> Check:
         prefix=trace.num_prefix,
         grid=trace.grid,
         size=(images.shape[2], images.shape[3]),
+        class_names=tuple(map(model.class_name, range(model.anatomy.num_classes))),
         readout=model.anatomy.readout.name,
         methods=works,
         failed=failed,

@@ -1,6 +1,6 @@
 """One batch of images, recorded once per backward rule, explained by any number of methods."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tokentm._typing import Float, Int
 from tokentm.backward import BACKWARD, Rule
-from tokentm.errors import InputError
+from tokentm.errors import InputError, nearest
 from tokentm.methods import METHODS, Method
 from tokentm.models import VisionModel
 from tokentm.recorder import Recording, Score, predict, record
 from tokentm.targets import Target, resolve_target
 from tokentm.trace import Signal, Trace
 
-__all__ = ["Answer", "Recordings", "Request", "run"]
+__all__ = ["Answer", "Recordings", "Request", "rules_of", "run"]
 
 # What a companion trace holds: relevance at the attention outputs, and what to spread it back with.
 _COMPANION = Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.ATTENTION_OUTPUT
@@ -49,7 +49,7 @@ class Request:
         wanted = suffix or backward or method.backward
         if suffix and backward not in (None, suffix):
             raise InputError(f"Got backward={backward!r} for method {name!r}, which names another rule; give one.")
-        rule = BACKWARD[wanted]
+        rule = _rule(wanted, method)
         if rule.name != method.backward:
             _check_composes(method, rule)
         return cls(method, method.make_options(options), rule.name)
@@ -76,6 +76,22 @@ class Request:
         """What is differentiated."""
         score: Score = getattr(self.options, "score", "logit")
         return score
+
+
+def rules_of(method: Method) -> tuple[str, ...]:
+    """The backward rules that a method can be run under."""
+    if not method.composes:
+        return (method.backward,)
+    return tuple(name for name, rule in BACKWARD.items() if not rule.relevance)
+
+
+def _rule(name: str, method: Method) -> Rule:
+    if name not in BACKWARD:  # of those that exist, only the method's own lead anywhere
+        known = rules_of(method)
+        raise InputError(
+            f"Unknown backward rule {name!r}; {method.name} takes {', '.join(known)}.{nearest(name, known)}"
+        )
+    return BACKWARD[name]
 
 
 def _check_composes(method: Method, rule: Rule) -> None:
@@ -175,6 +191,8 @@ def run(
     target: Target,
     requests: Sequence[Request],
     recordings: Recordings | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """Answer every request; the model runs forward once per backward rule and backward once per target and score.
 
@@ -184,20 +202,27 @@ def run(
         target: See ``resolve_target``.
         requests: In the order in which answers are wanted.
         recordings: Of this model and these images; what they have kept is not run again.
+        progress: Told the name of a method whenever its turn comes.
     """
     recordings = recordings or Recordings(model, images)
     answers: dict[int, Answer] = {}
     for rule in dict.fromkeys(request.backward for request in requests):
         asked = {place: request for place, request in enumerate(requests) if request.backward == rule}
         try:
-            answers |= _run_rule(recordings, target, rule, asked)
+            answers |= _run_rule(recordings, target, rule, asked, progress or (lambda _: None))
         finally:
             if not recordings.keep:
                 recordings.clear()
     return [answers[place] for place in range(len(requests))]
 
 
-def _run_rule(recordings: Recordings, target: Target, rule: str, asked: dict[int, Request]) -> dict[int, Answer]:
+def _run_rule(
+    recordings: Recordings,
+    target: Target,
+    rule: str,
+    asked: dict[int, Request],
+    progress: Callable[[str], None],
+) -> dict[int, Answer]:
     signals = Signal(0)
     for request in asked.values():
         signals |= request.method.signals
@@ -210,6 +235,7 @@ def _run_rule(recordings: Recordings, target: Target, rule: str, asked: dict[int
     for score, traces in _traces(recordings, read, classes, {request.score for request in asked.values()}):
         for place, request in asked.items():
             if request.score == score:
+                progress(request.name)
                 companion = traces[request.method.companion] if request.method.companion else None
                 trace = replace(traces[rule], _companion=companion)
                 relevance = request.method(trace, request.options, probe)

@@ -3,16 +3,19 @@
 import functools
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
+from rich.table import Table
 
 from tokentm import __version__
 from tokentm.errors import TokentmError
 
-__all__ = ["DebugOption", "app", "command", "err", "out", "run", "tell"]
+__all__ = ["DebugOption", "app", "command", "err", "out", "run", "show", "tell"]
 
 app = typer.Typer(
     name="tokentm",
@@ -26,11 +29,25 @@ err = Console(stderr=True, highlight=False)
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+_UNLIMITED = 100_000  # columns
+
 EXIT_PARTIAL, EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 # What typer raises for an unknown option, a bad value, a missing argument. Its name is public in no version, and
 # newer ones do not take it from click.
 _UsageError: Any = typer.BadParameter.__base__
+
+
+class _Command(typer.core.TyperCommand):
+    """A command that takes an option once, unless its values add up: of two, one would be dropped in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # While a shell completes a line, nothing is refused.
+        given = Counter([] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(args=list(args))[2])
+        for option, times in given.items():
+            if times > 1 and isinstance(option, typer.core.TyperOption) and not (option.multiple or option.is_flag):
+                raise _UsageError(f"Option {option.opts[0]} is given {times} times and takes one value", ctx=ctx)
+        return super().parse_args(ctx, args)
 
 
 def run() -> int:
@@ -73,7 +90,7 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 )
                 raise typer.Exit(EXIT_BUG) from error
 
-        return app.command(name)(told)
+        return app.command(name, cls=_Command)(told)
 
     return register
 
@@ -81,6 +98,15 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 def tell(sentence: str, style: str = "red") -> None:
     """Print one line to standard error, as it is: no markup, no wrapping."""
     err.print(" ".join(sentence.splitlines()), markup=False, soft_wrap=True, style=style)
+
+
+def show(table: Table) -> None:
+    """Print a table whole: what is too wide for the terminal is folded inside its column, and a pipe has no width."""
+    for column in table.columns:
+        column.overflow = "fold"
+    if not out.is_terminal:
+        table.width = out.measure(table, options=out.options.update(max_width=_UNLIMITED)).maximum
+    out.print(table, crop=False)
 
 
 def _first_line(error: Exception) -> str:
@@ -113,4 +139,4 @@ def _common(
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-from tokentm.cli import _compare, _demo, _evaluate, _explain, _lists, _serve  # noqa: E402, F401  (each registers its commands)
+from tokentm.cli import _cite, _compare, _demo, _evaluate, _explain, _lists, _serve  # noqa: E402, F401  (each registers its commands)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "report"]
 
-_DEFAULT_METHODS = "tokentm,gae,rollout,raw_attention,gradcam,random,center"
+_DEFAULT_METHODS = "tokentm, gae, rollout, raw_attention, gradcam, random, center"  # spaces let --help wrap it
 _EVERY = 20.0  # seconds between lines of progress where there is no terminal
 _SHOWN = 6  # figures per protocol in the terminal; the report has them all
 

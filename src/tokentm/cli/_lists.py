@@ -1,38 +1,81 @@
 """``tokentm methods``, ``models``, ``datasets`` and ``protocols``: what there is."""
 
+import dataclasses
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 
-from tokentm.cli._app import DebugOption, command, err, out, tell
+from tokentm.cli._app import DebugOption, command, err, out, show, tell
+from tokentm.cli._options import option_lines
+from tokentm.errors import InputError
 
 __all__ = ["datasets", "methods", "models", "protocols"]
 
+_NAMED = 5  # classes that --check names
+
 
 @command("methods")
-def methods(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the command wrapper)
-    """List the explanation methods and the backward rules."""
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Say what this method is and takes.")] = None,
+    debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
+) -> None:
+    """List the explanation methods and the backward rules, or describe one method."""
     from tokentm.backward import BACKWARD
     from tokentm.methods import METHODS
     from tokentm.methods.bibliography import PAPERS
 
+    if name is not None:
+        _describe(name)
+        return
+    table = Table("name", "class", "signed", "rules", "passes", "source", box=None, pad_edge=False)
     for method in METHODS.values():
-        kinds = [
-            "class-specific" if method.class_specific else "blind to the class",
-            *(["signed"] if method.signed else []),
-            *(["takes a backward rule"] if method.composes else []),
-            *(["runs the model many times"] if method.probe else []),
-        ]
-        paper = f"; {PAPERS[method.paper].venue} {PAPERS[method.paper].year}" if method.paper else ""
-        out.print(f"[bold]{method.name}[/bold]  {', '.join(kinds)}{escape(paper)}", highlight=False)
-        out.print(Padding(f"[dim]{escape(method.summary)}[/dim]", (0, 0, 0, 4)), highlight=False)
-    out.print("\nBackward rules, as in tokentm/libra:", highlight=False)
+        rules = "any" if method.composes else "none" if method.backward == "plain" else method.backward
+        passes = "many" if method.probe else "2" if method.signals.needs_backward else "1"
+        source = "; ".join(f"{PAPERS[key].venue} {PAPERS[key].year}" for key in method.papers)
+        asked, signed = ("yes" if answer else "no" for answer in (method.class_specific, method.signed))
+        table.add_row(f"[bold]{method.name}[/bold]", asked, signed, rules, passes, escape(source))
+    table.columns[0].no_wrap = True
+    show(table)
+    out.print(
+        "\nclass: whether the map depends on the class. passes: forward alone, forward and backward, or many."
+        "\n`tokentm methods NAME` describes one, `tokentm cite NAME` gives its papers."
+        "\n\nBackward rules for those that take any, as in tokentm/libra:",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
     for rule in BACKWARD.values():
         if not rule.relevance:
-            out.print(f"[bold]{rule.name}[/bold]  {escape(rule.summary)}", highlight=False)
+            table.add_row(f"[bold]{rule.name}[/bold]", escape(rule.summary))
+    show(table)
+
+
+def _describe(name: str) -> None:
+    from tokentm.methods import METHODS
+    from tokentm.methods.bibliography import PAPERS
+    from tokentm.session import rules_of
+
+    method = METHODS[name]
+    rules = ", ".join(f"{method.name}/{rule}" for rule in rules_of(method) if rule != method.backward)
+    passes = "many" if method.probe else "forward and backward" if method.signals.needs_backward else "forward"
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for key, value in (
+        ("method", method.name),
+        ("summary", method.summary),
+        *(("paper", str(PAPERS[key])) for key in method.papers),
+        ("map", f"{'of the class' if method.class_specific else 'blind to the class'}{', signed' * method.signed}"),
+        ("passes", passes),
+        ("backward rule", method.backward if method.signals.needs_backward else "reads no gradients"),
+        ("other rules", rules or "none"),
+        *(("option", line) for line in option_lines(method)),
+    ):
+        table.add_row(f"[bold]{key}[/bold]", escape(value))
+    show(table)
+    if dataclasses.fields(method.options):
+        out.print(
+            f"\nSet one by --set NAME=VALUE; in compare and evaluate by --set {method.name}.NAME=VALUE.", soft_wrap=True
+        )
 
 
 @command("models")
@@ -40,11 +83,19 @@ def models(
     check: Annotated[
         str | None, typer.Option(metavar="NAME", help="Say what this model is and whether it can be explained.")
     ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="NAME", help="List index and name of every class of this model.")
+    ] = None,
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """List what --model takes and which model families work."""
+    if check is not None and classes is not None:
+        raise InputError("--check and --classes exclude each other; give one.")
     if check is not None:
         _check(check)
+        return
+    if classes is not None:
+        _classes(classes)
         return
     from tokentm.models import BUNDLED
     from tokentm.models.anatomy import FAMILIES
@@ -61,8 +112,25 @@ def models(
         ("weights.safetensors", "a state dict, with --arch and a timm name"),
     ):
         table.add_row(f"[bold]{name}[/bold]", what)
-    out.print(table)
-    out.print(f"\nFamilies: {', '.join(FAMILIES)}.")
+    show(table)
+    out.print(f"\nFamilies: {', '.join(FAMILIES)}.", soft_wrap=True)
+
+
+def _classes(name: str) -> None:
+    with err.status(f"Loading {escape(name)}…"):
+        from tokentm.models import load_model
+
+        model = load_model(name)
+    count = model.anatomy.num_classes
+    if model.class_names is None:
+        raise InputError(f"The model {model.name} knows no class names; give an index from 0 to {count - 1}.")
+    for index, text in enumerate(model.class_names):
+        out.print(f"{index:{len(str(count - 1))}}  {text}", markup=False, soft_wrap=True)
+
+
+def _first_classes(names: tuple[str, ...]) -> str:
+    more = ", …" if len(names) > _NAMED else ""
+    return f"{len(names)}: {', '.join(names[:_NAMED])}{more}"
 
 
 def _check(name: str) -> None:
@@ -79,26 +147,39 @@ def _check(name: str) -> None:
         ("image", f"{found.size[0]}×{found.size[1]}"),
         ("tokens", f"{found.tokens}, {prefix}"),
         ("grid", f"{found.grid[0]}×{found.grid[1]}"),
+        ("classes", _first_classes(found.class_names)),
         ("readout", found.readout),
         ("methods", f"{len(found.methods)}: {', '.join(found.methods)}"),
         ("output unchanged", "yes" if found.unchanged else "no"),
     ):
         table.add_row(f"[bold]{key}[/bold]", escape(value))
-    out.print(table)
+    show(table)
     for method, reason in found.failed.items():
         tell(f"{method} does not work here: {reason}", "yellow")
 
 
 @command("datasets")
-def datasets(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the command wrapper)
+def datasets(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one alone.")] = None,
+    debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
+) -> None:
     """List the data sets that `tokentm evaluate` takes."""
     from tokentm.datasets.registry import DATASETS
 
+    if name is not None:
+        kind = DATASETS[name]
+        for line in (kind.name, kind.summary, kind.source):
+            out.print(line, markup=False, soft_wrap=True)
+        return
     table = Table("DATA", "what it is", "where it comes from", box=None, pad_edge=False)
     for kind in DATASETS.values():
-        table.add_row(f"[bold]{kind.name}[/bold]", kind.summary, kind.source)
-    out.print(table)
-    out.print("\nWrite KIND:PLACE, or a path alone where its kind can be seen.")
+        table.add_row(f"[bold]{kind.name}[/bold]", escape(kind.summary), escape(kind.source))
+    table.columns[0].no_wrap = True
+    show(table)
+    out.print(
+        "\nWrite KIND:PLACE, or a path alone where its kind can be seen; `tokentm datasets NAME` shows one.",
+        soft_wrap=True,
+    )
 
 
 @command("protocols")
@@ -111,10 +192,10 @@ def protocols(debug: DebugOption = False) -> None:  # noqa: ARG001  (read by the
     for kind in PROTOCOLS.values():
         needs = " and ".join(["labels"] * kind.needs_labels + ["masks"] * kind.needs_masks)
         table.add_row(f"[bold]{kind.name}[/bold]", kind.summary, needs, kind.paper)
-    out.print(table)
+    show(table)
     out.print()
     table = Table("preset", "protocols", "explains", "source", box=None, pad_edge=False)
     for preset in PRESETS.values():
         names = ", ".join(name for name, _ in preset.configs)
         table.add_row(f"[bold]{preset.name}[/bold]", names, preset.explained, preset.paper)
-    out.print(table)
+    show(table)

@@ -11,7 +11,18 @@ from tokentm.errors import InputError, nearest
 if TYPE_CHECKING:
     from tokentm.methods import Method
 
-__all__ = ["PrecisionOption", "SetOption", "fraction", "options_of_each", "parse_options", "whole_number"]
+__all__ = [
+    "PrecisionOption",
+    "SetOption",
+    "TargetOption",
+    "TopOption",
+    "fraction",
+    "option_lines",
+    "options_of_each",
+    "parse_options",
+    "wanted_target",
+    "whole_number",
+]
 
 _PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -65,6 +76,30 @@ PrecisionOption = Annotated[
 ]
 
 
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="NAME|INDEX",
+        help="Class name or index, or any text for an image–text model; repeatable. \\[the predicted class]",
+    ),
+]
+TopOption = Annotated[
+    int | None, typer.Option("--top", parser=whole_number(1), metavar="K", help="Explain the K best classes.")
+]
+
+
+def wanted_target(target: Sequence[str] | None, top: int | None) -> str | None:
+    """What ``--target`` and ``--top`` ask for, as the library takes it: all of them for every photo.
+
+    Raises:
+        InputError: Both were given.
+    """
+    if target and top is not None:
+        raise InputError("--target and --top exclude each other; give one.")
+    return f"top{top}" if top is not None else "; ".join(target) if target else None
+
+
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="METHOD.NAME=VALUE", help="An option of one of the methods; repeatable."),
@@ -90,6 +125,24 @@ def parse_options(method: "Method", pairs: list[str]) -> Any:
             raise InputError(f"Method {method.name!r} has no option {name!r}; it has: {known}.{nearest(name, fields)}")
         given[name] = _value(name, text, fields[name])
     return method.options(**given)
+
+
+def option_lines(method: "Method") -> list[str]:
+    """``name=default`` of every option of a method, with the values that it takes where they are few."""
+    lines = []
+    for field in dataclasses.fields(method.options):
+        choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
+        if type(None) in get_args(field.type):
+            choices = [*(part.__name__ for part in get_args(field.type) if part is not type(None)), "none"]
+        if field.type is bool:
+            choices = ["true", "false"]
+        default = (
+            str(field.default).lower()
+            if field.default is None or isinstance(field.default, bool)
+            else str(field.default)
+        )
+        lines.append(f"{field.name}={default}" + (f"  ({', '.join(choices)})" if choices else ""))
+    return lines
 
 
 def options_of_each(names: Sequence[str], pairs: list[str]) -> dict[str, Any]:

@@ -3,23 +3,68 @@
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["PAPERS", "Paper"]
+__all__ = ["PAPERS", "SOFTWARE", "Paper"]
 
 
 @final
 @dataclass(frozen=True)
 class Paper:
-    """One entry: enough to find the paper and to cite it."""
+    """One entry: enough to find the paper and to cite it.
+
+    Attributes:
+        authors: Family names, separated by commas.
+        title: As published.
+        venue: Short name of the conference or journal; of a preprint ``"arXiv"``.
+        year: Of publication.
+        arxiv: Number of the preprint.
+        given: Given names in the order of ``authors``, where they are known here.
+        journal: Whether the venue is one.
+    """
 
     authors: str
     title: str
     venue: str
     year: int
     arxiv: str | None = None
+    given: str | None = None
+    journal: bool = False
 
     def __str__(self) -> str:
         where = f", arXiv:{self.arxiv}" if self.arxiv else ""
         return f"{self.authors}, “{self.title}”, {self.venue} {self.year}{where}"
+
+    def bibtex(self, key: str) -> str:
+        """The entry for BibTeX, with what is known and nothing else."""
+        names = [f"{{{name}}}" if " " in name else name for name in self.authors.split(", ")]
+        if self.given is not None:
+            names = [f"{family}, {given}" for family, given in zip(names, self.given.split(", "), strict=True)]
+        kind, place = ("article", "journal") if self.journal else ("inproceedings", "booktitle")
+        fields = {"title": f"{{{self.title}}}", "author": " and ".join(names)}
+        if self.venue == "arXiv":
+            kind = "misc"
+        else:
+            fields[place] = self.venue
+        fields["year"] = str(self.year)
+        if self.arxiv:
+            fields |= {"eprint": self.arxiv, "archiveprefix": "arXiv"}
+        return _entry(kind, key, fields)
+
+
+def _entry(kind: str, key: str, fields: dict[str, str]) -> str:
+    width = max(map(len, fields))
+    lines = [f"  {name:{width}} = {{{value}}}" for name, value in fields.items()]
+    return f"@{kind}{{{key},\n" + ",\n".join(lines) + "\n}"
+
+
+# What CITATION.cff says of the software itself.
+SOFTWARE = _entry(
+    "software",
+    "tokentm",
+    {
+        "title": "{tokentm: which parts of an image made a Vision Transformer decide as it did}",
+        "author": "{The tokentm contributors}",
+    },
+)
 
 
 PAPERS: dict[str, Paper] = {
@@ -29,6 +74,7 @@ PAPERS: dict[str, Paper] = {
         "CVPR",
         2024,
         "2403.14552",
+        given="Junyi, Bin, Weitai, Hao, Yan",
     ),
     "abnar2020": Paper("Abnar, Zuidema", "Quantifying Attention Flow in Transformers", "ACL", 2020, "2005.00928"),
     "chefer2021a": Paper(
@@ -55,6 +101,13 @@ PAPERS: dict[str, Paper] = {
         2024,
         "2402.05602",
     ),
+    "bach2015": Paper(
+        "Bach, Binder, Montavon, Klauschen, Müller, Samek",
+        "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
+        "PLOS ONE",
+        2015,
+        journal=True,
+    ),
     "bousselham2024": Paper(
         "Bousselham, Boggust, Chaybouti, Strobelt, Kuehne",
         "LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity",
@@ -67,6 +120,7 @@ PAPERS: dict[str, Paper] = {
         "Beyond Intuition: Rethinking Token Attributions inside Transformers",
         "TMLR",
         2023,
+        journal=True,
     ),
     "englebert2023": Paper(
         "Englebert, Stassin, Nanfack, Mahmoudi, Siebert, Cornu, De Vleeschouwer",
@@ -100,6 +154,13 @@ PAPERS: dict[str, Paper] = {
         "ICCV",
         2017,
         "1610.02391",
+    ),
+    "shrikumar2016": Paper(
+        "Shrikumar, Greenside, Shcherbina, Kundaje",
+        "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences",
+        "arXiv",
+        2016,
+        "1605.01713",
     ),
     "srinivas2019": Paper(
         "Srinivas, Fleuret",

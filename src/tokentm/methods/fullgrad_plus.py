@@ -14,7 +14,7 @@ __all__ = ["fullgrad_plus"]
     signals=Signal.TOKENS | Signal.TOKENS_GRAD | Signal.BIAS_SHARE,
     class_specific=True,
     signed=True,
-    paper="srinivas2019",
+    paper=("srinivas2019", "mehri2025"),
     summary="token × gradient summed over layers, plus bias × gradient",
 )
 def fullgrad_plus(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: ARG001

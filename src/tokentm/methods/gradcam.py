@@ -16,7 +16,7 @@ __all__ = ["gradcam"]
     signals=Signal.ATTENTION | Signal.ATTENTION_GRAD,
     class_specific=True,
     signed=False,
-    paper="chefer2021a",
+    paper=("selvaraju2017", "chefer2021a"),
     summary="last block's attention, each head weighed by its mean gradient",
 )
 def gradcam(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: ARG001

@@ -15,11 +15,11 @@ __all__ = ["input_x_gradient"]
     signals=Signal.IMAGE_GRAD,
     class_specific=True,
     signed=True,
-    paper="sundararajan2017",
+    paper="shrikumar2016",
     summary="pixel × its gradient, summed over each patch",
 )
 def input_x_gradient(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: ARG001
-    """``R_i = Σ_{p in patch i} Σ_c x_cp · ∂y/∂x_cp`` (the baseline of Sundararajan et al., ICML 2017, section 3).
+    """``R_i = Σ_{p in patch i} Σ_c x_cp · ∂y/∂x_cp`` (Shrikumar et al., arXiv:1605.01713).
 
     Args:
         trace: With ``IMAGE_GRAD``.

@@ -15,7 +15,7 @@ __all__ = ["lrp"]
     signals=Signal.IMAGE_GRAD,
     class_specific=True,
     signed=True,
-    paper="chefer2021a",
+    paper=("bach2015", "chefer2021a"),
     summary="relevance by the αβ rule from the logit to the pixels, summed over each patch",
     backward="lrp",
 )

@@ -15,7 +15,7 @@ __all__ = ["partial_lrp"]
     signals=Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.ATTENTION_OUTPUT,
     class_specific=True,
     signed=False,
-    paper="voita2019",
+    paper=("voita2019", "chefer2021a"),
     summary="positive LRP relevance of the last block's attention, mean over heads",
     backward="lrp",
 )

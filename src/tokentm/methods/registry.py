@@ -1,6 +1,6 @@
 """The one place where explanation methods are known; each method file registers its function here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
@@ -52,7 +52,8 @@ class Method:
         signals: What it reads of the trace.
         class_specific: Whether the map depends on the class that is asked about.
         signed: Whether relevance can be negative (speak against the class).
-        paper: Key into the bibliography, or None for floors that nobody needs to publish.
+        papers: Keys into the bibliography: the source of the method, then that of its form for transformers where
+            another paper gave it; none for floors that nobody needs to publish.
         summary: One line for tables.
         backward: The backward rule of the published method.
         companion: A second backward rule, whose trace the method reads as ``trace.companion``; None for most.
@@ -65,7 +66,7 @@ class Method:
     signals: Signal
     class_specific: bool
     signed: bool
-    paper: str | None
+    papers: tuple[str, ...]
     summary: str
     backward: str = "plain"
     companion: str | None = None
@@ -75,6 +76,11 @@ class Method:
     def composes(self) -> bool:
         """Whether another backward rule than its own can be chosen: it reads gradients and is not itself a rule."""
         return self.backward == "plain" and self.companion is None and self.signals.needs_backward
+
+    @property
+    def bibtex(self) -> str:
+        """BibTeX of its papers."""
+        return "\n\n".join(PAPERS[key].bibtex(key) for key in self.papers)
 
     def make_options(self, given: Any | None) -> Any:
         """``given``, or the defaults; raises ``InputError`` for the options of another method."""
@@ -105,7 +111,7 @@ def method(
     signals: Signal,
     class_specific: bool,
     signed: bool,
-    paper: str | None,
+    paper: str | Sequence[str] | None,
     summary: str,
     options: type = NoOptions,
     backward: str = "plain",
@@ -113,11 +119,13 @@ def method(
     probe: bool = False,
 ) -> Callable[[Run], Run]:
     """Register the decorated function under ``name``; a paper that is not in the bibliography raises at import."""
-    if paper is not None and paper not in PAPERS:
-        raise ValueError(f"Method {name!r} cites {paper!r}, which is not in the bibliography.")
+    papers = () if paper is None else (paper,) if isinstance(paper, str) else tuple(paper)
+    for key in papers:
+        if key not in PAPERS:
+            raise ValueError(f"Method {name!r} cites {key!r}, which is not in the bibliography.")
 
     def add(run: Run) -> Run:
-        entry = Method(name, run, options, signals, class_specific, signed, paper, summary, backward, companion, probe)
+        entry = Method(name, run, options, signals, class_specific, signed, papers, summary, backward, companion, probe)
         METHODS.put(name, entry)
         return run
 

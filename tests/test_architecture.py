@@ -17,13 +17,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "reports": ("report",),
     "evaluation": ("evaluate",),
     "data sets": ("datasets",),
-    "explain": ("", "_check", "_explain", "explanation", "photos", "session", "targets", "interop"),
+    "explain": ("", "_check", "_explain", "comparison", "explanation", "photos", "session", "targets", "interop"),
     "methods": ("methods",),
     "backward rules": ("backward",),
     "recorder": ("recorder", "taps", "trace"),
     "models": ("models",),
     "engines": ("engines",),
-    "ground": ("render", "files", "registry", "errors", "deadline", "_typing", "_numerics"),
+    "ground": ("render", "figure", "files", "registry", "errors", "deadline", "_typing", "_numerics"),
 }
 # Neighbours that lie below, and still are none of this room's business.
 FORBIDDEN = {

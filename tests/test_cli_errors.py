@@ -36,10 +36,16 @@ CASES = {
     "output below a file": explain("--out", "../good.png/new/deep", says=("'../good.png/new/deep'", "output folder")),
     "target out of range": explain("--target", "5", says=("Target 5", "0 to 4")),
     "target unknown": explain("--target", "tigercat", "--out", "a/b", says=("'tigercat'", "mean 'tiger cat'?")),
+    "target of another model": explain("--target", "zebra", says=("'zebra'", "models --classes MODEL", "robin, gold")),
+    "targets with commas": explain("--target", "robin,tabby", says=("'robin,tabby'", "write 'robin; tabby'")),
+    "an option twice": explain("--model", "shapes", says=("--model", "2 times", "tokentm explain --help")),
+    "known architecture of another kind": explain(model="resnet10t", says=("ResNet", "convolutional")),
     "target and top": explain("--target", "robin", "--top", "2", says=("--target and --top",)),
     "convolutional network": explain(model="../cnn", says=("ResNet", "convolutional", "timm ViT")),
     "Swin": explain(model="../swin", says=("SwinTransformer", "windowed", "timm ViT")),
-    "hub unreachable": explain(model="vit_tiny_patch16_224", says=("'vit_tiny_patch16_224'", "hub", "local folder")),
+    "hub unreachable": explain(
+        model="vit_tiny_patch16_224", says=("'vit_tiny_patch16_224'", "local folder", "--model shapes")
+    ),
     "unknown model": explain(model="vit_base_patch61_224", says=("'vit_base_patch61_224'", "'vit_base_patch16_224'")),
     "folder that is not there": explain(model="../[/classifer]", says=("'../[/classifer]'",)),
     "unknown method": explain("--method", "gea", says=("'gea'", "mean 'gae'")),

@@ -1,6 +1,8 @@
 """``compare``: the same numbers as ``explain``, one figure, one command."""
 
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,6 @@ from tests.support.command import run, save_classifier, tree
 from tests.support.zoo import build, image_batch
 from tokentm.errors import InputError
 from tokentm.methods.rollout import RolloutConfig
-from tokentm.report.comparison import draw_comparison
 from tokentm.session import Request
 
 METHODS = ["tokentm", "gae/libra", "rollout", "attcat"]
@@ -74,9 +75,9 @@ def test_the_same_rule_twice_is_refused_and_rules_only_go_where_they_apply() -> 
 def test_the_figure_has_a_row_per_target_and_one_scale_per_column() -> None:
     model, images = build("timm-vit"), image_batch("timm-vit")
     found = tokentm.compare(model, images, ["gae", "attcat"], "top2")
-    picture = draw_comparison(found)
-    taller = draw_comparison(tokentm.compare(model, images, ["gae", "attcat"], "top3"))
-    wider = draw_comparison(tokentm.compare(model, images, ["gae", "attcat", "rollout"], "top2"))
+    picture = found.figure()
+    taller = tokentm.compare(model, images, ["gae", "attcat"], "top3").figure()
+    wider = tokentm.compare(model, images, ["gae", "attcat", "rollout"], "top2").figure()
     assert taller.width == picture.width
     # two images: four rows against six, two columns of maps against three, beside the column of images
     assert taller.height / picture.height == pytest.approx(6 / 4, rel=0.1)
@@ -85,15 +86,19 @@ def test_the_figure_has_a_row_per_target_and_one_scale_per_column() -> None:
 
 def test_the_command(classifier: Path, tmp_path: Path) -> None:
     photos = [photo(tmp_path, "a.png", 0), photo(tmp_path, "b.png", 1)]
-    arguments = ["--methods", "tokentm,rollout", "--backward", "plain,libra", "--targets", "top2", "--out", "got"]
+    arguments = ["--methods", "tokentm,rollout", "--backward", "plain,libra", "--top", "2", "--out", "got"]
     done = run(["compare", *photos, "--model", classifier, *arguments], tmp_path)
     assert done.code == 0, done.err
     assert tree(tmp_path / "got") == {"compare.png", "compare.npz", "compare.json"}
     assert done.err.count("\n") == 1
     assert "rollout: blind to the class" in done.err
 
+    *rows, _, last = done.out.splitlines()
+    assert last.startswith("Figure: got/compare.png")
+
     names = ["tokentm", "tokentm/libra", "rollout"]
     expected = tokentm.compare(classifier, photos, names, "top2")
+    assert [row.split("  ")[-2].strip() for row in rows] == list(expected["tokentm"].class_name)
     with np.load(tmp_path / "got" / "compare.npz") as arrays:
         assert sorted(arrays) == sorted(names)
         for name in names:
@@ -109,7 +114,10 @@ def test_the_command_refuses_before_it_loads(tmp_path: Path) -> None:
     for arguments, words in (
         (["--methods", "gae,rollot"], "Unknown method 'rollot'"),
         (["--methods", ","], "names no method"),
-        (["--methods", "gae", "--backward", "libre"], "Unknown backward rule 'libre'"),
+        (["--methods", "gae", "--backward", "libre"], "Unknown backward rule 'libre'; gae takes attnlrp, conservative"),
+        (["--methods", "rollout", "--backward", "libre"], "Unknown backward rule 'libre'"),
+        (["--methods", "gae", "--backward", "lrp"], "what flows backward is relevance"),
+        (["--top", "2", "--target", "1"], "--target and --top exclude each other"),
     ):
         done = run(["compare", given, "--model", "nowhere/at/all", *arguments], tmp_path)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
@@ -120,4 +128,29 @@ def test_dollars_in_names_are_no_formula(tmp_path: Path) -> None:
     photo = tmp_path / "US$5_$6.png"
     Image.new("RGB", (40, 40), "red").save(photo)
     found = tokentm.compare("shapes", photo, ["rollout", "attcat"], "ring")
-    assert draw_comparison(found).size == draw_comparison(tokentm.compare("shapes", [photo], ["rollout", "gae"])).size
+    assert found.figure().size == tokentm.compare("shapes", [photo], ["rollout", "gae"]).figure().size
+
+
+@pytest.mark.parametrize("option", ["--target", "--targets"])
+def test_each_target_that_is_named_has_a_row(option: str, classifier: Path, tmp_path: Path) -> None:
+    given = photo(tmp_path, "a.png", 0)
+    done = run(["compare", given, "--model", classifier, "--methods", "gae", option, "tabby", option, "0"], tmp_path)
+    assert done.code == 0, done.err
+    manifest = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
+    assert [row["target"] for row in manifest["gae"]] == [4, 0]
+
+
+def test_a_comparison_is_a_mapping_that_draws_and_saves_itself(tmp_path: Path) -> None:
+    model, images = build("timm-vit"), image_batch("timm-vit")
+    told: list[str] = []
+    found = tokentm.compare(model, images, ["gae", "attcat"], "top5", progress=told.append)
+    assert isinstance(found, Mapping)
+    assert dict(found) == found
+    assert set(told) == {"gae", "attcat"}
+    assert repr(found) == f"Comparison(gae, attcat; {5 * len(images)} rows, model {model.name}; .figure() draws it)"
+    paths = found.save(tmp_path / "new")
+    assert [path.name for path in paths] == ["compare.png", "compare.npz", "compare.json"]
+    with Image.open(paths[0]) as written:
+        assert np.array_equal(np.asarray(written), np.asarray(found.figure()))
+    with Image.open(io.BytesIO(found._repr_png_())) as shown:
+        assert shown.height < found.figure().height  # the first eight of ten rows

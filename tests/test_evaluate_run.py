@@ -1,6 +1,7 @@
 """Runs on scenes: what the rows hold, that interruptions leave no trace, that a fault costs one image or sentence."""
 
 import errno
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -283,3 +284,10 @@ def test_a_full_disk_costs_one_part_and_one_sentence(tmp_path: Path, monkeypatch
     assert sorted(path.name for path in (tmp_path / "run" / "parts").iterdir()) == ["part-00000.parquet"]
     execute(work, tmp_path / "run")
     assert contents(tmp_path / "run") == contents(whole.folder)
+
+
+def test_the_package_that_can_be_called_has_the_signature_of_its_function() -> None:
+    from tokentm.evaluate.runner import evaluate
+
+    assert inspect.signature(tokentm.evaluate) == inspect.signature(evaluate)
+    assert tokentm.evaluate.__doc__ == evaluate.__doc__

@@ -119,7 +119,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         "start_block=3 leaves no block of 3",
     ),
     "a class that is not there": ({"target": 7}, "Target 7 is out of range: the model's classes are 0 to 6"),
-    "a name that is not there": ({"target": "be"}, "no class 'be'. Did you mean 'bee'"),
+    "a name that is not there": ({"target": "be"}, "no class 'be';.* Did you mean 'bee'"),
     "too few targets": ({"target": [1]}, "Got 1 targets for 2 images"),
     "a bad target for the last image": ({"target": [1, 7], "batch_size": 1}, "Target 7 is out of range"),
 }

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from tokentm._explain import compare as compare
     from tokentm._explain import explain as explain
     from tokentm.backward import BACKWARD as BACKWARD
+    from tokentm.comparison import Comparison as Comparison
     from tokentm.errors import TokentmError as TokentmError
     from tokentm.evaluate import evaluate as evaluate
     from tokentm.explanation import Explanation as Explanation
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 # without torch; nothing is patched and no global state is set.
 _HOME = {
     "BACKWARD": "tokentm.backward",
+    "Comparison": "tokentm.comparison",
     "Explanation": "tokentm.explanation",
     "ImageTransform": "tokentm.models",
     "METHODS": "tokentm.methods",

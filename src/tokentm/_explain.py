@@ -1,6 +1,6 @@
 """``explain()`` and ``compare()``: from images to relevance, for any method and any model."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokentm._typing import Float
+from tokentm.comparison import Comparison
 from tokentm.errors import ImageError, InputError
 from tokentm.explanation import Explanation, Source
 from tokentm.models import ImageTransform, VisionModel, load_model
@@ -70,7 +71,8 @@ def compare(
     target: Target = None,
     *,
     batch_size: int = 8,
-) -> dict[str, Explanation]:
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
     """Explain the same images by several methods from one recording per backward rule.
 
     Args:
@@ -80,9 +82,11 @@ def compare(
             mapping gives each name its options, as for ``explain``, or None for the published ones.
         target: As for ``explain``.
         batch_size: As for ``explain``.
+        progress: Told the name of a method whenever its turn comes, once or more per batch.
 
     Returns:
-        One ``Explanation`` per method, under the name that was given, in that order.
+        One ``Explanation`` per method, a mapping by the names that were given, in that order; it draws and saves
+        itself.
 
     Raises:
         InputError: As for ``explain``.
@@ -91,8 +95,8 @@ def compare(
     requests = Request.parse_all(methods)
     if not requests:
         raise InputError("Got no methods to compare; give at least one.")
-    found = explain_requests(model, images, target, list(requests.values()), batch_size)
-    return dict(zip(requests, found, strict=True))
+    found = explain_requests(model, images, target, list(requests.values()), batch_size, progress)
+    return Comparison(dict(zip(requests, found, strict=True)))
 
 
 def explain_requests(
@@ -101,6 +105,7 @@ def explain_requests(
     target: Target,
     requests: Sequence[Request],
     batch_size: int,
+    progress: Callable[[str], None] | None = None,
 ) -> list[Explanation]:
     """One explanation per request; what ``explain`` and ``compare`` share."""
     target = plain_target(target)
@@ -116,7 +121,7 @@ def explain_requests(
     done = 0
     for inputs, sources in batches:
         share = target if each is None else each[done : done + len(sources)]
-        for place, explanation in enumerate(explain_batch(vision, inputs, sources, share, requests)):
+        for place, explanation in enumerate(explain_batch(vision, inputs, sources, share, requests, progress)):
             parts[place].append(explanation)
         done += len(sources)
     return [Explanation.concatenate(part) for part in parts]
@@ -128,9 +133,10 @@ def explain_batch(
     sources: tuple[Source, ...],
     target: Target,
     requests: Sequence[Request],
+    progress: Callable[[str], None] | None = None,
 ) -> list[Explanation]:
     """One explanation per request of inputs that were made from ``sources``."""
-    answers = run(vision, inputs, target, requests)
+    answers = run(vision, inputs, target, requests, progress=progress)
     return [
         as_explanation(vision, inputs, sources, request, answer)
         for request, answer in zip(requests, answers, strict=True)

@@ -26,6 +26,8 @@ from tokentm.models.images import open_image
 
 __all__ = ["Explanation", "Source"]
 
+_SHOWN, _SHOWN_SIDE, _SHOWN_GAP = 4, 360, 8  # in a notebook: rows, and pixels a side and between them
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,47 @@ class Explanation:
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.target)
+
+    def __iter__(self) -> "Iterator[Explanation]":
+        """Each row as an explanation of its own."""
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows: int | slice) -> "Explanation":
+        """One row (``e[0]``), or several (``e[:3]``), with the images that they belong to."""
+        numbers = range(len(self))
+        if isinstance(rows, slice):
+            chosen = list(numbers[rows])
+        elif not -len(self) <= rows < len(self):
+            raise IndexError(f"There is no row {rows}: the explanation has {len(self)}.")
+        else:
+            chosen = [numbers[rows]]
+        images = list(dict.fromkeys(self.image_index[chosen].tolist()))
+        return replace(
+            self,
+            relevance=self.relevance[chosen],
+            target=self.target[chosen],
+            logits=self.logits[chosen],
+            image_index=torch.tensor([images.index(image) for image in self.image_index[chosen].tolist()]).long(),
+            inputs=self.inputs[images],
+            sources=tuple(self.sources[image] for image in images),
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: the overlays of the first rows, side by side."""
+        pictures = self[:_SHOWN].overlay()
+        if not pictures:
+            return None
+        for picture in pictures:
+            picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+        width = sum(picture.width for picture in pictures) + _SHOWN_GAP * (len(pictures) - 1)
+        sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+        left = 0
+        for picture in pictures:
+            sheet.paste(picture, (left, 0))
+            left += picture.width + _SHOWN_GAP
+        content = io.BytesIO()
+        sheet.save(content, "PNG")
+        return content.getvalue()
 
     @property
     def signed(self) -> bool:

@@ -20,7 +20,7 @@ from tokentm.files import write_file
 from tokentm.models import ImageTransform, VisionModel
 from tokentm.session import Request
 
-__all__ = ["Batch", "PhotoJob", "Row", "explain_photos"]
+__all__ = ["Batch", "PhotoJob", "Row", "explain_photos", "rows_of"]
 
 _WRITERS = 1  # threads; a file is small, and what takes time is drawing it
 
@@ -136,7 +136,7 @@ class PhotoJob:
         """See ``Job``: draw, and pack what is to be written."""
         explanation, read = computed.explanation, computed.read
         files = tuple(explanation.all_files(**self.drawing)) if explanation is not None else ()
-        rows = tuple(_rows(explanation)) if explanation is not None else ()
+        rows = tuple(rows_of(explanation)) if explanation is not None else ()
         return Batch(len(read.sources) + len(read.failures), rows, read.failures, files)
 
     def join(self, finished: Sequence[Batch]) -> Batch:
@@ -220,7 +220,8 @@ def _see(name: str, path: str | Path, transform: Callable[[Any], Tensor]) -> tup
         raise ImageError(f"{path}: {error}") from error
 
 
-def _rows(explanation: Explanation) -> Iterator[Row]:
+def rows_of(explanation: Explanation) -> Iterator[Row]:
+    """What is told of each row."""
     alone = explanation.logits.shape[1] == 1
     for row, name in enumerate(explanation.class_name):
         yield Row(

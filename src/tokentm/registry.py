@@ -44,6 +44,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def __len__(self) -> int:
         return len(self._discover())
 
+    def __repr__(self) -> str:
+        return f"Registry({self._kind}: {', '.join(self)})"
+
     def _discover(self) -> dict[str, Entry]:
         # A new entry is one new file: importing every module of the package runs its decorators.
         if not self._discovered:

@@ -19,6 +19,7 @@ Target = None | int | str | Iterable[int | str | Tensor] | Tensor
 _TOP = re.compile(r"top(\d+)")
 _NUMBER = re.compile(r"-?\d+")
 _DIGITS = 18  # no class has an index of more, and Python turns no text of thousands of them into a number
+_FEW = 5  # targets that are written out in an error
 
 
 def resolve_target(target: Target, logits: Float[Tensor, "b k"], model: VisionModel) -> Int[Tensor, "b t"]:
@@ -50,7 +51,10 @@ def resolve_target(target: Target, logits: Float[Tensor, "b k"], model: VisionMo
     if not isinstance(target, list):
         return torch.full((batch, 1), _index(target, model, classes), device=logits.device)
     if len(target) != batch:
-        raise TargetError(f"Got {len(target)} targets for {batch} images; give one per image, or a single one for all.")
+        raise TargetError(
+            f"Got {len(target)} targets for {batch} image{'s' * (batch != 1)}; give one per image, or a single one for "
+            f"all{_all_on_each(target)}."
+        )
     return torch.tensor([[_index(entry, model, classes)] for entry in target], device=logits.device)
 
 
@@ -119,6 +123,13 @@ def _several(target: str, model: VisionModel) -> list[str]:
     return names if len(names) > 1 and target not in (model.class_names or ()) else []
 
 
+def _all_on_each(entries: list[Any]) -> str:
+    """How to ask for every entry on every image, where a text can say it."""
+    if not 2 <= len(entries) <= _FEW or not all(type(entry) in (int, str) for entry in entries):
+        return ""
+    return f", or {'; '.join(map(str, entries))!r} for {'both' if len(entries) == 2 else 'all of them'} on each image"
+
+
 def _index(target: Any, model: VisionModel, classes: int) -> int:
     if isinstance(target, str):
         # A name first: in a model whose classes are called "7" and "3", that is what the text means.
@@ -171,4 +182,11 @@ def _index_of_name(name: str, model: VisionModel) -> int:
         choices = ", ".join(f"{index} ({model.class_names[index]})" for index in found[:5])
         raise TargetError(f"Target {_said(name)} names several classes: {choices}; give the index.")
     parts = [synonym.strip() for full in model.class_names for synonym in full.split(",")]
-    raise TargetError(f"The model has no class {_said(name)}.{nearest(name, parts)}")
+    several = [part.strip() for part in name.split(",")]
+    if len(several) > 1 and {part.lower() for part in several} <= {part.lower() for part in parts}:
+        raise TargetError(f"The model has no class {_said(name)}; for several names write {'; '.join(several)!r}.")
+    first = ", ".join(model.class_names[:3]) + (", …" if classes > 3 else "")
+    raise TargetError(
+        f"The model has no class {_said(name)}; `tokentm models --classes MODEL` lists its {classes} ({first})."
+        f"{nearest(name, parts)}"
+    )

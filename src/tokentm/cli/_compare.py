@@ -1,25 +1,35 @@
 """``tokentm compare PHOTO…``."""
 
-import io
-import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from tokentm.cli._app import DebugOption, command, err, out, tell
-from tokentm.cli._explain import DEFAULT_MODEL, load
-from tokentm.cli._options import PrecisionOption, SetOption, options_of_each, whole_number
+from tokentm.cli._explain import DEFAULT_MODEL, LISTED, load, said_of
+from tokentm.cli._options import (
+    PrecisionOption,
+    SetOption,
+    TargetOption,
+    TopOption,
+    options_of_each,
+    wanted_target,
+    whole_number,
+)
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from rich.status import Status
 
-    from tokentm.explanation import Explanation
+    from tokentm.comparison import Comparison
 
 __all__ = ["compare"]
+
+_EVERY = 20.0  # seconds between lines of progress where there is no terminal
 
 
 @command("compare")
@@ -28,9 +38,9 @@ def compare(
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
     methods: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "tokentm,gae,rollout",
     settings: SetOption = None,
-    targets: Annotated[
-        str | None, typer.Option(help="Class name or index, or top2; the predicted class without it.")
-    ] = None,
+    target: TargetOption = None,
+    top: TopOption = None,
+    targets: Annotated[list[str] | None, typer.Option("--targets", hidden=True)] = None,  # the name before --target
     backward: Annotated[
         str | None, typer.Option(metavar="RULE,…", help="Backward rules for every method that takes one.")
     ] = None,
@@ -42,11 +52,10 @@ def compare(
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """Explain the same photos by several methods: one figure (PNG), the numbers (NPZ) and a manifest (JSON)."""
+    wanted = wanted_target([*(target or []), *(targets or [])], top)
     with err.status("Starting…"):
         import tokentm
         from tokentm.explanation import Source
-        from tokentm.methods import METHODS
-        from tokentm.report.comparison import draw_comparison
 
         chosen = _chosen(methods, backward)
         options = options_of_each(chosen, settings or [])
@@ -54,60 +63,79 @@ def compare(
     with output_folder(to):
         with err.status(f"Loading {escape(model)}…"):
             vision = load(model, arch, device, precision)
-        blind = [name for name in chosen if not METHODS[name.split("/")[0]].class_specific]
-        if targets is not None and blind:
-            tell(f"Note: {', '.join(blind)}: blind to the class, so the map is the same for every target.", "yellow")
-        probing = [name for name in chosen if METHODS[name.split("/")[0]].probe]
-        if probing:
-            tell(f"Note: {', '.join(probing)}: tens to thousands of forward passes per photo and class.", "yellow")
-        with err.status(f"Explaining {len(sources)} × {len(chosen)}…"):
+        _warn(chosen, targeted=wanted is not None)
+        with err.status("Reading…") as status:
             opened = [Source.read(path, name) for name, path in sources.items()]
-            found = tokentm.compare(vision, opened, options, targets, batch_size=batch_size)
-            _save(found, to, draw_comparison(found))
-    plural = "s" * (len(sources) != 1)
-    out.print(f"Compared {', '.join(found)} on {len(sources)} image{plural}.", markup=False, soft_wrap=True)
-    out.print(f"Figure: {to / 'compare.png'}; numbers and manifest are beside it.", markup=False, soft_wrap=True)
+            turn = _Turn(status, len(sources))
+            found = tokentm.compare(vision, opened, options, wanted, batch_size=batch_size, progress=turn.comes)
+            status.update("Drawing…")
+            found.save(to)
+    _summarise(found, to, len(sources))
+
+
+class _Turn:
+    """Says whose turn it is: beside the spinner, or now and then in a line where there is no terminal."""
+
+    def __init__(self, status: "Status", photos: int) -> None:
+        self._status = status
+        self._what = f"{photos} photo{'s' * (photos != 1)}"
+        self._said = time.perf_counter()
+
+    def comes(self, method: str) -> None:
+        """Take the name of the method that begins."""
+        self._status.update(f"Explaining {self._what}: {method}…")
+        now = time.perf_counter()
+        if not err.is_terminal and now - self._said > _EVERY:
+            self._said = now
+            tell(f"Explaining {self._what}: {method}…", "default")
+
+
+def _warn(chosen: Sequence[str], *, targeted: bool) -> None:
+    """Say beforehand which methods do not answer the question, and which take long."""
+    from tokentm.methods import METHODS
+
+    kinds = {name: METHODS[name.split("/")[0]] for name in chosen}
+    blind = [name for name, method in kinds.items() if not method.class_specific]
+    if targeted and blind:
+        tell(f"Note: {', '.join(blind)}: blind to the class, so the map is the same for every target.", "yellow")
+    slow = [name for name, method in kinds.items() if method.probe]
+    if slow:
+        rest = ",".join(name for name in chosen if name not in slow)
+        leave = f"; --methods {rest} leaves them out" if rest else ""
+        tell(f"Note: {', '.join(slow)}: tens to thousands of forward passes per photo and class{leave}.", "yellow")
+
+
+def _summarise(found: "Comparison", folder: Path, photos: int) -> None:
+    from tokentm.photos import rows_of
+
+    rows = list(rows_of(next(iter(found.values()))))
+    if len(rows) <= LISTED:
+        for row in rows:
+            out.print(f"{said_of(row)}  ({row.stem})", markup=False, soft_wrap=True)
+    plural = "s" * (photos != 1)
+    out.print(f"Compared {', '.join(found)} on {photos} image{plural}.", markup=False, soft_wrap=True)
+    out.print(f"Figure: {folder / 'compare.png'}; numbers and manifest are beside it.", markup=False, soft_wrap=True)
 
 
 def _chosen(methods: str, backward: str | None) -> list[str]:
-    """Every method asked for, under every rule that applies to it."""
+    """Every method asked for, under every rule that applies to it; misspelt names are told before a model is loaded."""
     from tokentm.backward import BACKWARD
     from tokentm.methods import METHODS
     from tokentm.session import Request
 
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
-    for name in names:
-        Request.parse(name)  # unknown names and rules are told before the model is loaded
     if not names:
         raise InputError(f"--methods {methods!r} names no method; give names separated by commas, or all.")
-    if backward is None:
-        return names
-    rules = [BACKWARD[rule.strip()] for rule in backward.split(",")]
+    rules = [] if backward is None else [rule.strip() for rule in backward.split(",")]
     chosen = []
     for name in names:
         method = METHODS[name.split("/")[0]]
-        if "/" in name or not method.composes:
+        if not rules or "/" in name or not method.composes:
             chosen.append(name)
-        else:
-            chosen += [name if rule.name == method.backward else f"{name}/{rule.name}" for rule in rules]
+            continue
+        chosen += [name if rule == method.backward else f"{name}/{rule}" for rule in rules]
+    for name in chosen:
+        Request.parse(name)
+    for rule in rules:
+        _ = BACKWARD[rule]  # where no method takes one, it would be misspelt in silence
     return chosen
-
-
-def _save(found: "dict[str, Explanation]", folder: Path, picture: "Image.Image") -> None:
-    import numpy as np
-
-    from tokentm.files import write_atomically
-
-    png, npz = io.BytesIO(), io.BytesIO()
-    picture.save(png, "PNG")
-    arrays: dict[str, Any] = {name: explanation.relevance.numpy() for name, explanation in found.items()}
-    np.savez_compressed(npz, **arrays)
-    rows = {name: [explanation.manifest(row) for row in range(len(explanation))] for name, explanation in found.items()}
-    manifest = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-    for suffix, content in (
-        (".png", png.getvalue()),
-        (".npz", npz.getvalue()),
-        (".json", manifest.encode(errors="backslashreplace")),
-    ):
-        with write_atomically(folder / f"compare{suffix}") as temporary:
-            temporary.write_bytes(content)

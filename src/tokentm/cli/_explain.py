@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tokentm.cli._app import EXIT_PARTIAL, DebugOption, command, err, out, tell
 from tokentm.cli._engines import AddressOption, EngineOption, GpusOption, WorkersOption, device_of_driver, make_engine
-from tokentm.cli._options import PrecisionOption, fraction, whole_number
+from tokentm.cli._options import PrecisionOption, TargetOption, TopOption, fraction, wanted_target, whole_number
 from tokentm.cli._places import find_photos, output_folder
 from tokentm.errors import ImageError, InputError
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tokentm.models import VisionModel
     from tokentm.photos import Batch, Row
 
-__all__ = ["DEFAULT_MODEL", "chosen_device", "explain", "load"]
+__all__ = ["DEFAULT_MODEL", "LISTED", "chosen_device", "explain", "load", "said_of"]
 
 DEFAULT_MODEL = "vit_base_patch16_224"
-_LISTED = 12  # photos up to which each result gets a line of its own
+LISTED = 12  # photos up to which each result gets a line of its own
 
 
 @command("explain")
@@ -34,13 +34,8 @@ def explain(
         list[str], typer.Argument(metavar="PHOTO|FOLDER", help="Images or folders of images; s3://… and the like, too.")
     ],
     model: Annotated[str, typer.Option(help="See `tokentm models`.")] = DEFAULT_MODEL,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(help="Class name or index, or any text for an image–text model; repeatable."),
-    ] = None,
-    top: Annotated[
-        int | None, typer.Option(parser=whole_number(1), metavar="K", help="Explain the K best classes.")
-    ] = None,
+    target: TargetOption = None,
+    top: TopOption = None,
     method: Annotated[str, typer.Option(help="See `tokentm methods`; NAME/RULE sets the backward rule.")] = "tokentm",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable.")
@@ -60,8 +55,7 @@ def explain(
     debug: DebugOption = False,  # noqa: ARG001  (read by the command wrapper)
 ) -> None:
     """Explain photos: an overlay (PNG), the numbers (NPZ) and a manifest (JSON) for each."""
-    if target and top is not None:
-        raise InputError("--target and --top exclude each other; give one.")
+    wanted = wanted_target(target, top)
     with err.status("Starting…"):
         import numpy as np
 
@@ -88,7 +82,6 @@ def explain(
             open_image(*sources.values())
     with output_folder(to):
         with err.status(f"Loading {escape(model)}…"):
-            wanted = f"top{top}" if top is not None else "; ".join(target) if target else None
             vision = with_texts(wanted, load(model, arch, device, precision))
         if wanted is not None and not chosen.class_specific:
             tell(f"Note: {method} does not depend on the class, so its map is the same for every target.", "yellow")
@@ -123,14 +116,12 @@ class _Report:
             for batch in batches:
                 self._failed += batch.failures
                 self._done += batch.done
-                if len(self._lines) <= _LISTED:
+                if len(self._lines) <= LISTED:
                     self._lines += map(self._line, batch.rows)
                 progress.advance(bar, batch.photos)
 
     def _line(self, row: "Row") -> str:
-        # a single prompt has nothing to be compared with
-        score = f"score {row.score:.2f}" if row.alone else f"{row.probability:6.1%}"
-        return f"{score}  {row.class_name}  →  {self._folder / row.stem}.png"
+        return f"{said_of(row)}  →  {self._folder / row.stem}.png"
 
     def tell(self) -> None:
         """Say what was done and what failed; exits 1 when some photos failed, 2 when all did."""
@@ -146,7 +137,7 @@ class _Report:
             raise typer.Exit(EXIT_PARTIAL)
 
     def _summarise(self) -> None:
-        if len(self._lines) <= _LISTED:
+        if len(self._lines) <= LISTED:
             for line in self._lines:
                 out.print(line, markup=False, soft_wrap=True)
         seconds = time.perf_counter() - self._started
@@ -156,6 +147,13 @@ class _Report:
             markup=False,
             soft_wrap=True,
         )
+
+
+def said_of(row: "Row") -> str:
+    """Probability and name of a row's class."""
+    # a single prompt has nothing to be compared with
+    score = f"score {row.score:.2f}" if row.alone else f"{row.probability:6.1%}"
+    return f"{score}  {row.class_name}"
 
 
 def load(model: str, arch: str | None, device: str, precision: str | None) -> "VisionModel":

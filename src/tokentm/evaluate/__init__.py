@@ -5,6 +5,7 @@ docs/decisions/0007-evaluate-is-callable.md.
 """
 
 import importlib
+import inspect
 import sys
 from importlib.util import find_spec
 from types import ModuleType
@@ -52,6 +53,22 @@ class _CallableModule(ModuleType):
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Results":
         return self.evaluate(*args, **kwargs)  # type: ignore[no-any-return]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the function, for ``help`` and editors; nothing is imported until somebody asks."""
+        try:
+            return inspect.signature(self.evaluate)
+        except MissingExtraError as error:
+            raise AttributeError(str(error)) from error
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        """That of the function."""
+        try:
+            return str(self.evaluate.__doc__)
+        except MissingExtraError:
+            return str(vars(self)["__doc__"])
 
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -18,6 +18,7 @@ from tokentm.errors import (
     MissingExtraError,
     ModelLoadError,
     TokentmError,
+    UnsupportedModelError,
     nearest,
 )
 from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, read_processor, reason
@@ -154,9 +155,23 @@ def _from_timm(name: str) -> VisionModel:
         raise ModelLoadError(
             f"Unknown model {name!r}: not a bundled model, a local folder or a timm name.{nearest(name, known)}"
         )
+    _check_architecture(name)
     with _hub(name):
         module = timm.create_model(name, pretrained=True)
     return describe(module.eval(), name=name)
+
+
+def _check_architecture(name: str) -> None:
+    """Refuse what no weights could make explainable (ResNet, Swin) before any weights are fetched."""
+    import timm
+
+    try:
+        with quiet(), torch.device("meta"):
+            describe(timm.create_model(name, pretrained=False).eval())
+    except UnsupportedModelError:
+        raise
+    except LOAD_FAILURES:  # some architectures compute with their weights when they are built
+        return
 
 
 def _from_folder(folder: Path, transform: ImageTransform | None) -> VisionModel:
@@ -318,7 +333,8 @@ def _hub(name: str) -> Iterator[None]:
     except (*LOAD_FAILURES, *_network_failures()) as error:
         raise HubUnreachableError(
             f"The weights of {name!r} are not in the local cache and their hub did not deliver them "
-            f"({reason(error)}); check name and network, or pass a local folder."
+            f"({reason(error)}); check name and network, pass a local folder, or take a "
+            "bundled model (--model shapes, --model cifar10)."
         ) from error
 
 

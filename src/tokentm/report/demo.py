@@ -14,9 +14,9 @@ from tokentm._explain import explain
 from tokentm._typing import Bool, Float
 from tokentm.datasets.shapes import Scene, scene
 from tokentm.explanation import Explanation
+from tokentm.figure import picture_grid
 from tokentm.models import load_model
 from tokentm.report.demo_photos import explain_photos
-from tokentm.report.figure import picture_grid
 
 __all__ = ["Demo", "make_demo"]
 

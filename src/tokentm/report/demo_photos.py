@@ -14,9 +14,9 @@ from tokentm.datasets.examples import example_photos
 from tokentm.evaluate.protocols.perturbation import PerturbationConfig, perturbation
 from tokentm.evaluate.registry import Batch, Maps
 from tokentm.explanation import Explanation
+from tokentm.figure import picture_grid
 from tokentm.models import load_model
 from tokentm.models.images import open_image
-from tokentm.report.figure import picture_grid
 from tokentm.session import Request
 
 __all__ = ["PhotoDemo", "explain_photos"]

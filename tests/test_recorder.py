@@ -293,6 +293,6 @@ def test_reading_an_undeclared_signal_is_an_error(field: str) -> None:
     def careless(trace: Trace, _: NoOptions) -> Tensor:
         return getattr(trace.blocks[0], field).sum(-1)
 
-    entry = Method("careless", careless, NoOptions, declared, True, True, None, "reads what it did not ask for")
+    entry = Method("careless", careless, NoOptions, declared, True, True, (), "reads what it did not ask for")
     with pytest.raises(AssertionError, match="without declaring it"):
         entry(trace)

@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ["crow", "cat", "dog"],
         "one for all, or 'crow; cat; dog' for all of them on each",
     ),
-    "several names with commas": ("crow, Egyptian cat", "for several names write 'crow; Egyptian cat'"),
+    "several names with commas": ("white shark, Egyptian cat", "for several names write 'white shark; Egyptian cat'"),
     "none": ([], "Got 0 targets for 2 images"),
     "a tensor of fractions": (torch.tensor([1.0, 2.0]), r"target tensor of shape \(2,\) and torch\.float32"),
     "a tensor of booleans": (torch.tensor([True, False]), r"torch\.bool; expected class indices"),

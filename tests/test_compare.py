@@ -147,7 +147,8 @@ def test_a_comparison_is_a_mapping_that_draws_and_saves_itself(tmp_path: Path) -
     assert isinstance(found, Mapping)
     assert dict(found) == found
     assert set(told) == {"gae", "attcat"}
-    assert repr(found) == f"Comparison(gae, attcat; {5 * len(images)} rows, model VisionTransformer; .figure() draws it)"
+    rows = 5 * len(images)
+    assert repr(found) == f"Comparison(gae, attcat; {rows} rows, model VisionTransformer; .figure() draws it)"
     paths = found.save(tmp_path / "new")
     assert [path.name for path in paths] == ["compare.png", "compare.npz", "compare.json"]
     with Image.open(paths[0]) as written:

@@ -71,13 +71,14 @@ def _cell(text: str) -> str:
 def _facts(method: Method, blocks: dict[str, str]) -> dict[str, str]:
     forward, backward = passes(method)
     module = inspect.getmodule(method.run)
+    sources = "; ".join(str(PAPERS[key]) for key in method.papers)
     return {
         "map (b images, n tokens)": blocks.get("Returns", ""),
         "sign": "signed: negative speaks against the class" if method.signed else "never negative",
         "class-specific": "yes" if method.class_specific else "no: the same map for every class",
         "backward rules": _rules(method),
         "passes per image and class": f"{forward} forward; {backward} backward",
-        "source": f"{PAPERS[method.paper]} ([bibliography](../bibliography.md))" if method.paper else "none: a floor",
+        "source": f"{sources} ([bibliography](../bibliography.md))" if sources else "none: a floor",
         "code": f"`{module.__name__ if module else ''}`",
     }
 

@@ -111,7 +111,7 @@ def test_options_mean_what_they_say(method: str, options: object) -> None:
 MUTANTS = {
     "integrated_gradients": ("integrated_gradients", "(1 + points) / 2", "points.clip(0)"),
     "integrated_gradients: no input": ("integrated_gradients", "total * trace.images.to(total.dtype)", "total"),
-    "rise: unweighted": ("rise", "softmax(-1)[:, target]", "softmax(-1).amax(-1)"),
+    "rise: unweighted": ("rise", "(logits.to(dtype))[:, target]", "(logits.to(dtype)).amax(-1)"),
     "rise: no shift": ("rise", "mask[y : y + height, x : x + width]", "mask[:height, :width]"),
     "beyond_intuition_h": ("beyond_intuition", ".abs_().sum((-2, -1))", ".sum((-2, -1)).abs_()"),
     "beyond_intuition_h: one end": ("beyond_intuition", "options.steps)[:-1]", "options.steps)[1:]"),

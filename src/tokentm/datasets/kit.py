@@ -30,7 +30,7 @@ def _recognises(root: Path) -> bool:
 
 @dataset(
     "kit",
-    summary="photos with an index in JSON: labels of ImageNet, or one mask each (docs/evaluate.md says the layout)",
+    summary="photos with an index in JSON: labels of ImageNet, or one mask each (see docs/evaluate.md)",
     source=_SOURCE,
     recognises=_recognises,
 )

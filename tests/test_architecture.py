@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "recorder": ("recorder", "taps", "trace"),
     "models": ("models",),
     "engines": ("engines",),
-    "ground": ("render", "figure", "files", "registry", "errors", "deadline", "_typing", "_numerics"),
+    "ground": ("render", "figure", "files", "registry", "errors", "deadline", "progress", "_typing", "_numerics"),
 }
 # Neighbours that lie below, and still are none of this room's business.
 FORBIDDEN = {

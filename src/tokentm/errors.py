@@ -12,6 +12,7 @@ __all__ = [
     "MissingExtraError",
     "ModelLoadError",
     "OutputError",
+    "StoppedError",
     "TargetError",
     "TimeLimitError",
     "TokentmError",
@@ -62,6 +63,10 @@ class ClusterError(TokentmError, RuntimeError):
 
 class OutputError(TokentmError, OSError):
     """A result cannot be written."""
+
+
+class StoppedError(TokentmError, RuntimeError):
+    """Work was stopped by whoever had asked for it."""
 
 
 class TimeLimitError(TokentmError, TimeoutError):

@@ -12,6 +12,7 @@ from tokentm.backward import BACKWARD, Rule
 from tokentm.errors import InputError, nearest
 from tokentm.methods import METHODS, Method
 from tokentm.models import VisionModel
+from tokentm.progress import begin
 from tokentm.recorder import Recording, Score, predict, record
 from tokentm.targets import Target, resolve_target
 from tokentm.trace import Signal, Trace
@@ -238,6 +239,7 @@ def _run_rule(
                 progress(request.name)
                 companion = traces[request.method.companion] if request.method.companion else None
                 trace = replace(traces[rule], _companion=companion)
+                begin(request.name)
                 relevance = request.method(trace, request.options, probe)
                 maps[place].append(trace.to_grid(relevance).float().cpu())
     answered = logits.cpu()

@@ -13,9 +13,13 @@ from tokentm.evaluate.protocols._figures import area
 from tokentm.evaluate.protocols.perturbation import PerturbationConfig, perturbation
 from tokentm.evaluate.registry import Batch, Maps
 from tokentm.methods.random import RandomConfig
+from tokentm.progress import begin
 from tokentm.session import Recordings, Request, run
 
-__all__ = ["Curve", "Removal", "removal"]
+__all__ = ["REMOVING", "Curve", "Removal", "removal"]
+
+REMOVING: Final = "the curves"
+"""What a watcher of ``removal`` is told once the maps are there; see ``tokentm.progress``."""
 
 _CHUNK: Final = 16
 
@@ -108,6 +112,7 @@ def removal(
     unlabelled = torch.full((1,), -1, device=images.device)
     logits = answers[0].logits.to(images.device)
     batch = Batch(model, images, logits, unlabelled, None, None, ("the image",), _CHUNK)
+    begin(REMOVING)
     rows = perturbation(batch, maps, config)
     ends = [(row["positive_probability"][0], row["negative_probability"][0]) for row in rows]
     random = np.stack([curve for pair in ends[len(requests) :] for curve in pair])

@@ -12,6 +12,7 @@ from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.methods._fold import _TILE_BYTES, attention_rows
 from tokentm.methods.registry import Probe, method
+from tokentm.progress import steps
 from tokentm.trace import BlockTrace, Signal, Trace
 
 __all__ = ["BeyondIntuitionConfig", "beyond_intuition_h", "beyond_intuition_t"]
@@ -190,7 +191,7 @@ def _feedback(
 ) -> Float[Tensor, "b r n"]:
     """Rows ``places`` of F; the sign is taken head by head, after the mean over the path and before that over heads."""
     total = _last_gradient(trace, places)
-    for alpha in np.linspace(0, 1, options.steps)[:-1]:
+    for alpha in steps(np.linspace(0, 1, options.steps)[:-1], options.steps - 1):
         total = total + _last_gradient(probe.trace(trace.images * float(alpha), trace.target, _READS), places)
     return (total / options.steps).relu().mean(1)
 

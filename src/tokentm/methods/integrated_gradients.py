@@ -11,6 +11,7 @@ from tokentm._typing import Float
 from tokentm.errors import InputError
 from tokentm.methods._pixels import pixels_to_tokens
 from tokentm.methods.registry import Probe, method
+from tokentm.progress import steps
 from tokentm.trace import Signal, Trace
 
 __all__ = ["IntegratedGradientsConfig", "integrated_gradients"]
@@ -67,7 +68,7 @@ def integrated_gradients(trace: Trace, options: IntegratedGradientsConfig, probe
     Departs from the paper: the default rule, which needs fewer steps than the paper's right-hand sum (an option).
     """
     total = torch.zeros_like(trace.images, dtype=trace.dtype)
-    for alpha, weight in zip(*_quadrature(options), strict=True):
+    for alpha, weight in steps(zip(*_quadrature(options), strict=True), options.steps):
         path = probe.trace(trace.images * float(alpha), trace.target, Signal.IMAGE_GRAD)
         total += float(weight) * path.image_grad.to(total.dtype)
     return pixels_to_tokens(trace, (total * trace.images.to(total.dtype)).sum(1))

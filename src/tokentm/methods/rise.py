@@ -14,6 +14,7 @@ from tokentm._typing import Float
 from tokentm.errors import InputError
 from tokentm.methods._pixels import pixels_to_tokens
 from tokentm.methods.registry import Probe, method
+from tokentm.progress import steps
 from tokentm.trace import Signal, Trace
 
 __all__ = ["RiseConfig", "rise"]
@@ -78,7 +79,8 @@ def rise(trace: Trace, options: RiseConfig, probe: Probe) -> Float[Tensor, "b n"
     """
     images, dtype = trace.images, trace.dtype
     total = images.new_zeros(len(images), *images.shape[2:], dtype=dtype)
-    for drawn in _masks(options, images.shape[2], images.shape[3]):
+    chunks = _masks(options, images.shape[2], images.shape[3])
+    for drawn in steps(chunks, -(-options.masks // options.batch)):
         masks = drawn.to(images.device)
         for row, (image, target) in enumerate(zip(images, trace.target.tolist(), strict=True)):
             logits = probe.logits(image * masks[:, None].to(image.dtype))

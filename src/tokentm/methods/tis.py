@@ -12,6 +12,7 @@ from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.methods.registry import Probe, method
+from tokentm.progress import steps
 from tokentm.trace import Signal, Trace
 
 __all__ = ["TisConfig", "k_means", "tis"]
@@ -101,7 +102,8 @@ def _scores(
     image: Float[Tensor, "c y x"], target: int, subsets: Int[Tensor, "m kept"], options: TisConfig, probe: Probe
 ) -> Float[Tensor, "m"]:
     found = []
-    for keep in subsets.split(options.batch):
+    parts = subsets.split(options.batch)
+    for keep in steps(parts, len(parts)):
         logits = probe.logits_of_subset(image.expand(len(keep), -1, -1, -1), keep)
         found.append(probabilities(logits)[:, target])
     return torch.cat(found)

@@ -13,6 +13,7 @@ from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.methods._pixels import pixels_to_tokens
 from tokentm.methods.registry import Probe, method
+from tokentm.progress import steps
 from tokentm.trace import Signal, Trace
 
 __all__ = ["VitCxConfig", "cluster", "vit_cx"]
@@ -102,7 +103,8 @@ def _weighted_mean(
     total = masks.new_zeros(image.shape[1:])
     cover = torch.zeros_like(total)
     # Every mask takes two images: the masked one and the whole one with the same noise.
-    for part in masks.split(max(1, options.batch // 2)):
+    parts = masks.split(max(1, options.batch // 2))
+    for part in steps(parts, len(parts)):
         mask = _enlarged(part, *image.shape[1:])
         drawn = random.standard_normal((len(part), *image.shape), dtype=np.float32) * np.float32(options.noise)
         noise = torch.from_numpy(drawn).to(mask.device, mask.dtype) * (1 - mask[:, None])

@@ -18,6 +18,7 @@ from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.evaluate.registry import Batch
+from tokentm.progress import steps
 from tokentm.recorder import predict
 
 __all__ = [
@@ -169,7 +170,8 @@ def perturb(
     shape = (orders, images, len(windows))
     low, high = torch.tensor(windows, dtype=order.dtype, device=order.device).T[..., None]
     answers, total = [], orders * images * len(windows)
-    for start in range(0, total, batch.chunk):
+    starts = range(0, total, batch.chunk)
+    for start in steps(starts, len(starts)):
         flat = torch.arange(start, min(start + batch.chunk, total), device=order.device)
         point, image, which = flat % shape[2], flat // shape[2] % images, flat // (shape[2] * images)
         rank = order[which, image]

@@ -1,11 +1,8 @@
 """The page in Debian's Chromium: what a visitor sees, clicks, types and takes along."""
 
-import base64
-import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,88 +11,28 @@ import pytest
 from PIL import Image
 
 import tokentm
-from tests.support.web_page import Served, bomb, chromium, png, serve
+from tests.support.web_browser import (
+    PATIENCE,
+    browser,
+    context,
+    done,
+    needs_chromium,
+    page,
+    picture,
+    pixels,
+    pressed,
+    served,
+    upload,
+)
+from tests.support.web_page import Served, bomb, png
 from tokentm import render
 from tokentm.datasets.shapes import scene
 
-pytest.importorskip("gradio", reason="the page needs the extra 'web'")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-BROWSER = chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium; apt-get install chromium")
-PATIENCE = 120_000  # milliseconds; a loaded machine is slow, and no test waits for that long otherwise
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("web"), "--time-limit", "300") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
-        opened = driver.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def context(browser: Any) -> Iterator[Any]:
-    opened = browser.new_context(viewport={"width": 1240, "height": 900}, accept_downloads=True)
-    opened.set_default_timeout(PATIENCE)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def page(context: Any, served: Served) -> Iterator["Page"]:
-    opened = context.new_page()
-    opened.faults = []
-    opened.asked = []
-    opened.on("pageerror", lambda error: opened.faults.append(str(error)))
-    opened.on("request", lambda request: opened.asked.append(request.url))
-    opened.goto(served.url)
-    opened.wait_for_selector("#classes button")
-    done(opened)
-    yield opened
-    assert opened.faults == []
-    outside = [url for url in opened.asked if not url.startswith((served.url, "data:", "blob:"))]
-    assert outside == [], "the page asked for something outside this machine"
-    opened.close()
-
-
-def done(page: "Page") -> None:
-    page.wait_for_function("() => !document.querySelector('#status').classList.contains('busy')")
-
-
-def pressed(page: "Page", group: str, at: int) -> None:
-    page.wait_for_selector(f"{group} button >> nth={at}")
-    script = "([g, i]) => document.querySelectorAll(g + ' button')[i].getAttribute('aria-pressed') === 'true'"
-    page.wait_for_function(script, arg=[group, at])
-
-
-def pixels(page: "Page", selector: str) -> np.ndarray:
-    shape, values = page.evaluate(
-        "(s) => { const c = document.querySelector(s);"
-        " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-        " return [[c.height, c.width], btoa(Array.from(d, (v) => String.fromCharCode(v)).join(''))]; }",
-        selector,
-    )
-    return np.frombuffer(base64.b64decode(values), np.uint8).reshape(*shape, 4)[..., :3]
-
-
-def picture(page: "Page", selector: str = "#map") -> str:
-    return hashlib.sha256(pixels(page, selector).tobytes()).hexdigest()
-
-
-def upload(page: "Page", name: str, content: bytes) -> None:
-    page.set_input_files("#file", {"name": name, "mimeType": "image/jpeg", "buffer": content})
-    page.wait_for_timeout(200)
-    done(page)
+pytestmark = needs_chromium
+FIXTURES = (browser, context, page, served)
 
 
 def test_upload_predictions_and_another_class(page: "Page") -> None:
@@ -158,7 +95,8 @@ def test_compare_two_classes(page: "Page") -> None:
     done(page)
     assert page.locator("#compared h3").count() == 2
     captions = [caption.strip() for caption in page.locator("#compared figcaption").all_inner_texts()]
-    assert captions == ["gae", "tokentm", "legrad"] * 2 or sorted(set(captions)) == ["gae", "legrad", "tokentm"]
+    assert sorted(captions) == sorted(["gae", "legrad", "the photo", "tokentm"] * 2)
+    assert page.locator("#compared .seen").count() == 2
     drawn = {picture(page, f"#compared canvas[data-row='{row}'][data-map='{at}']") for row in (0, 1) for at in range(3)}
     assert len(drawn) == 6
 
@@ -248,6 +186,9 @@ def test_bad_files_get_a_sentence_and_the_server_lives_on(page: "Page", content:
     upload(page, "photo.jpg", content)
     page.wait_for_selector("#alert:not([hidden])")
     assert sentence in page.inner_text("#alert")
+    page.wait_for_function(
+        "() => document.querySelector('#alert').textContent.endsWith('The photo before it is still the one shown.')"
+    )
     page.locator("#examples button").nth(1).click()
     pressed(page, "#examples", 1)
     done(page)
@@ -274,6 +215,7 @@ def test_a_walk_with_the_keyboard_alone(page: "Page") -> None:
         "opacity",
         "colours",
         "class",
+        "another",
         "block",
         ".png",
         "settings",
@@ -295,14 +237,20 @@ def test_nothing_is_cut_off_at_phone_width(browser: Any, served: Served, scheme:
     page.set_default_timeout(PATIENCE)
     page.goto(served.url)
     page.wait_for_selector("#classes button")
+    page.wait_for_selector("footer .show-api")
+    assert [dot.is_visible() for dot in page.locator("footer .divider").all()].count(True) == 0
+    shown = page.locator("#photo").is_visible(), page.locator("#bare").is_visible()
+    assert shown == (False, True)
     for view in ("explain", "compare", "tokens", "faith"):
         page.click(f"#tab-{view}")
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 390, view
-    ink, paper = page.evaluate(
-        "() => { const s = getComputedStyle(document.querySelector('#ttm')); return [s.color, s.backgroundColor]; }"
+    ink, paper, link = page.evaluate(
+        "() => { const s = (q) => getComputedStyle(document.querySelector(q));"
+        " return [s('#ttm').color, s('#ttm').backgroundColor, s('footer .show-api').color]; }"
     )
-    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper, link)]
     assert (bright[0] > bright[1]) == (scheme == "dark")
+    assert abs(bright[2] - bright[1]) > 250, "the link to the interface cannot be read"
     unnamed = page.evaluate(
         "() => [...document.querySelectorAll('#ttm img:not([alt]), #ttm canvas[role=img]:not([aria-label])')].length"
     )

@@ -1,4 +1,4 @@
-"""The Gradio app: one page, five named questions, limits around them."""
+"""The Gradio app: one page, its named questions, limits around them."""
 
 import base64
 import json
@@ -32,7 +32,9 @@ from tokentm.web.photos import EXAMPLE, EXAMPLES, as_data_url
 __all__ = ["serve"]
 
 _PAGE: Final = Path(__file__).parent / "page"
-_SCRIPTS: Final = ("server.js", "paint.js", "charts.js", "views.js", "tokens.js", "main.js", "wire.js")
+_SCRIPTS: Final = (
+    "server.js", "paint.js", "charts.js", "views.js", "tokens.js", "main.js", "jobs.js", "asking.js", "wire.js",
+)  # fmt: skip
 _SEQUENTIAL: Final = (render.SEQUENTIAL, "viridis", "magma", "cividis", "gray")
 _DIVERGING: Final = (render.DIVERGING, "PuOr_r", "BrBG_r")
 _FIRST: Final = next(iter(BUNDLED))
@@ -117,6 +119,14 @@ def _build(models: Models, limits: Limits) -> gr.Blocks:
                 concurrency_limit=1,  # a model has one set of hooks
                 concurrency_id="model",
             )
+        for name, aside in _asides(desk).items():
+            api(
+                aside,
+                api_name=name,
+                api_description=aside.__doc__,
+                concurrency_limit=None,
+                concurrency_id="aside",
+            )
     page.queue(max_size=limits.waiting, api_open=False, default_concurrency_limit=1)
     return page
 
@@ -124,30 +134,46 @@ def _build(models: Models, limits: Limits) -> gr.Blocks:
 def _questions(desk: Desk) -> dict[str, Callable[..., Any]]:
     """What the page and every other client may ask; the types and texts are the documented interface."""
 
-    def explain(photo: str, model: str = _FIRST, target: Target = None, method: str = "tokentm") -> dict[str, Any]:
+    def told(ticket: str | None, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        def answered() -> dict[str, Any]:
+            with desk.works.answering(ticket or None):
+                return answer()
+
+        return _told(answered)
+
+    def explain(
+        photo: str, model: str = _FIRST, target: Target = None, method: str = "tokentm", ticket: str | None = None
+    ) -> dict[str, Any]:
         """Predictions and the relevance map of one class; photo is base64, a data URL, example:NAME or held:TOKEN."""
-        return _told(lambda: desk.explain(photo, model, _target(target), method))
+        return told(ticket, lambda: desk.explain(photo, model, _target(target), method))
 
     def compare(
         photo: str,
         model: str = _FIRST,
         targets: list[Any] | None = None,
         methods: list[str] | None = None,
+        ticket: str | None = None,
     ) -> dict[str, Any]:
         """Maps of several methods for one or two classes."""
         names = ["tokentm", "gae", "rollout"] if methods is None else methods
-        return _told(lambda: desk.compare(photo, model, [_target(one) for one in targets or [None]], names))
+        return told(ticket, lambda: desk.compare(photo, model, [_target(one) for one in targets or [None]], names))
 
-    def tokens(photo: str, model: str = _FIRST, target: Target = None, backward: str = "plain") -> dict[str, Any]:
+    def tokens(
+        photo: str, model: str = _FIRST, target: Target = None, backward: str = "plain", ticket: str | None = None
+    ) -> dict[str, Any]:
         """TokenTM taken apart: length, direction and weights of every token through depth, and what heads carry."""
-        return _told(lambda: desk.tokens(photo, model, _target(target), backward))
+        return told(ticket, lambda: desk.tokens(photo, model, _target(target), backward))
 
     def faithfulness(
-        photo: str, model: str = _FIRST, target: Target = None, methods: list[str] | None = None
+        photo: str,
+        model: str = _FIRST,
+        target: Target = None,
+        methods: list[str] | None = None,
+        ticket: str | None = None,
     ) -> dict[str, Any]:
         """The perturbation curves of this photo and class beside 20 random orders, with a verdict per method."""
         names = ["tokentm", "gae", "rollout"] if methods is None else methods
-        return _told(lambda: desk.faithfulness(photo, model, _target(target), names))
+        return told(ticket, lambda: desk.faithfulness(photo, model, _target(target), names))
 
     def files(
         photo: str,
@@ -156,11 +182,30 @@ def _questions(desk: Desk) -> dict[str, Callable[..., Any]]:
         method: str = "tokentm",
         opacity: float = 0.85,
         colour_map: str | None = None,
+        ticket: str | None = None,
     ) -> dict[str, Any]:
         """The overlay (PNG), the numbers (NPZ) and the manifest (JSON), each in base64 by file name."""
-        return _told(lambda: desk.files(photo, model, _target(target), method, opacity, colour_map))
+        return told(ticket, lambda: desk.files(photo, model, _target(target), method, opacity, colour_map))
 
-    return {found.__name__: found for found in (explain, compare, tokens, faithfulness, files)}
+    def classes(model: str = _FIRST) -> dict[str, Any]:
+        """The names of a model's classes in the order of their indices, and the examples that fit it."""
+        return _told(lambda: desk.classes(model))
+
+    return {found.__name__: found for found in (explain, compare, tokens, faithfulness, files, classes)}
+
+
+def _asides(desk: Desk) -> dict[str, Callable[..., Any]]:
+    """What is answered at once, while a question computes; it was asked with a ticket, a text that its client chose."""
+
+    def progress(ticket: str) -> dict[str, Any]:
+        """How far the question with this ticket is: waiting, or what is computed and how much of it is through."""
+        return _told(lambda: desk.works.progress(ticket))
+
+    def cancel(ticket: str) -> dict[str, Any]:
+        """End the question with this ticket at its next step."""
+        return _told(lambda: desk.works.cancel(ticket))
+
+    return {found.__name__: found for found in (progress, cancel)}
 
 
 def _told(answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:

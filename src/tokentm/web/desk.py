@@ -13,7 +13,7 @@ from tokentm._explain import as_explanation
 from tokentm._numerics import probabilities
 from tokentm.deadline import Deadline
 from tokentm.errors import ImageError, InputError
-from tokentm.evaluate.one_image import removal
+from tokentm.evaluate.one_image import REMOVING, removal
 from tokentm.explanation import Explanation, Source
 from tokentm.methods._depth import LAYERED, carried, depth, relevance_from_block
 from tokentm.models import VisionModel
@@ -23,7 +23,8 @@ from tokentm.web import pack
 from tokentm.web.held import Held, Photo
 from tokentm.web.limits import Limits
 from tokentm.web.models import Models
-from tokentm.web.photos import HELD, as_data_url, read_photo
+from tokentm.web.photos import HELD, as_data_url, fitting, read_photo
+from tokentm.web.work import Works, current
 
 __all__ = ["Desk"]
 
@@ -54,10 +55,23 @@ class Desk:
         self.models = models
         self.limits = limits
         self.held = Held(limits)
+        self.works = Works()
+
+    def classes(self, model: str) -> dict[str, Any]:
+        """What can be asked of a model, and the examples that are like what it has learnt from."""
+        with self.models.use(model, self.limits.seconds) as loaded:
+            return {
+                "model": model,
+                "count": loaded.anatomy.num_classes,
+                "names": None if loaded.takes_text or not loaded.class_names else list(loaded.class_names),
+                "takes_text": loaded.takes_text,
+                "examples": fitting(model, loaded),
+            }
 
     def explain(self, photo: str, model: str, target: Target, method: str) -> dict[str, Any]:
         """Predictions, and the map of one method for one class."""
         request, start = Request.parse(method), time.perf_counter()
+        current().expect([request.name])
         with self._asked(photo, model, target) as asked:
             reused = asked.photo.recordings.has(request.backward, request.method.signals)
             answer = run(asked.vision, asked.photo.inputs, target, [request], asked.photo.recordings)[0]
@@ -80,6 +94,7 @@ class Desk:
         if len(wanted) > 2:
             raise InputError(f"Got {len(wanted)} classes to compare; give one or two.")
         start = time.perf_counter()
+        current().expect([request.name for request in requests] * len(wanted))
         with self._asked(photo, model, *wanted) as asked:
             rows = []
             for target in wanted:
@@ -128,12 +143,14 @@ class Desk:
     def faithfulness(self, photo: str, model: str, target: Target, methods: Sequence[str]) -> dict[str, Any]:
         """The perturbation test on this photo, for this class."""
         requests, start = self._requests(methods), time.perf_counter()
+        current().expect([*(request.name for request in requests), REMOVING])
         with self._asked(photo, model, target) as asked:
-            answer = run(asked.vision, asked.photo.inputs, target, requests[:1], asked.photo.recordings)[0]
-            index = int(answer.target[0, 0])
+            first = requests[0]
+            logits = asked.photo.recordings.under(first.backward, first.method.signals).logits
+            index = int(resolve_target(target, logits, asked.vision)[0, 0])
             found = removal(asked.photo.recordings, index, requests)
             return {
-                **self._about(asked, answer.logits[0], index),
+                **self._about(asked, logits[0].cpu(), index),
                 "fractions": list(found.fractions),
                 "curves": [
                     {
@@ -159,6 +176,7 @@ class Desk:
     ) -> dict[str, Any]:
         """The overlay (PNG), the numbers (NPZ) and the manifest (JSON), as ``Explanation.save`` writes them."""
         request = Request.parse(method)
+        current().expect([request.name])
         with self._asked(photo, model, target) as asked:
             answer = run(asked.vision, asked.photo.inputs, target, [request], asked.photo.recordings)[0]
             explanation = self._explanation(asked, request, answer)
@@ -172,10 +190,11 @@ class Desk:
 
     @contextmanager
     def _asked(self, photo: str, model: str, *targets: Target) -> Iterator[Asked]:
-        """The photo before its model, with a limit on the time; what is held is used again."""
+        """The photo before its model, until it is cancelled or time is up; what is held is used again."""
         if not isinstance(photo, str) or not photo:
             raise ImageError("There is no photo yet; choose one.")
-        with self.models.use(model, self.limits.seconds) as loaded, Deadline(self.limits.seconds):
+        seconds = self.limits.seconds
+        with self.models.use(model, seconds) as loaded, Deadline(seconds, current().stop):
             vision = self._with_texts(photo, model, targets, loaded) if loaded.takes_text else loaded
             self.held.forget_others(self.models.loaded)
             token, found = self._find(photo, model, vision)

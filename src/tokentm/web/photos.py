@@ -13,14 +13,17 @@ from PIL import Image
 from tokentm.datasets.examples import example_photos
 from tokentm.datasets.shapes import scene
 from tokentm.errors import ImageError
+from tokentm.models import VisionModel
 from tokentm.models.images import open_image, read_image
+from tokentm.models.transforms import ImageTransform
 from tokentm.web.limits import FORMATS, Limits
 
-__all__ = ["EXAMPLE", "EXAMPLES", "HELD", "Example", "as_data_url", "read_photo"]
+__all__ = ["EXAMPLE", "EXAMPLES", "HELD", "Example", "as_data_url", "fitting", "read_photo"]
 
 HELD: Final = "held:"
 EXAMPLE: Final = "example:"
 
+_SMALL: Final = 64  # pixels; enlarged further, a thumbnail of 32 shows a model little but blur
 _SEED: Final = 12  # the demo's; the bundled model was trained on another
 
 
@@ -32,12 +35,12 @@ class Example:
     Attributes:
         alt: What is on it, for those who cannot see it.
         draw: Gives it.
-        model: The one model that it is for; None for every model of photographs.
+        model: The bundled model that was made for it.
     """
 
     alt: str
     draw: Callable[[], Image.Image]
-    model: str | None
+    model: str
 
 
 def _examples() -> dict[str, Example]:
@@ -47,12 +50,33 @@ def _examples() -> dict[str, Example]:
         **{
             name: Example(f"a scene with a {' and a '.join(it.names)}", it.pil, "shapes") for name, it in scenes.items()
         },
-        **{name: Example(f"a photo, {name}", partial(open_image, path), None) for name, path in photos.items()},
+        **{name: Example(f"a photo, {name}", partial(open_image, path), "cifar10") for name, path in photos.items()},
     }
 
 
 EXAMPLES: Final = _examples()
 """By name."""
+
+
+def fitting(name: str, model: VisionModel) -> list[str]:
+    """Examples for a model: thumbnails where it takes small photos or has learnt their ten classes, scenes otherwise.
+
+    Args:
+        name: As the visitor knows it.
+        model: Its input size and classes are read.
+    """
+    own = [EXAMPLE + key for key, one in EXAMPLES.items() if one.model == name]
+    if own:
+        return own
+    learnt = {part.strip().lower() for full in model.class_names or () for part in full.split(",")}
+    small = _shorter_side(model.transform) <= _SMALL or learnt.issuperset(example_photos())
+    wanted = "cifar10" if small else "shapes"
+    return [EXAMPLE + key for key, one in EXAMPLES.items() if one.model == wanted]
+
+
+def _shorter_side(transform: ImageTransform | None) -> float:
+    size = transform and (transform.crop or transform.resize)
+    return float("inf") if not size else min(size) if isinstance(size, tuple) else size
 
 
 def read_photo(text: str, limits: Limits) -> tuple[Image.Image, str]:

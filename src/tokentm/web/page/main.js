@@ -4,6 +4,7 @@ const decoded = (tables) => Object.fromEntries(Object.entries(tables).map(([name
 const sequential = decoded(setup.colours.sequential), diverging = decoded(setup.colours.diverging);
 const state = { photo: null, source: null, name: "photo", pixels: null, answer: null, blocks: null, compared: null, tokens: null,
   measured: null, ranked: null, patch: 0, pinned: null, view: "explain", running: 0, explaining: 0, waits: null,
+  classes: [], bare: false, painted: null, shown: null, fitting: {},
   look: { opacity: 0.85, sequential: Object.values(sequential)[0], diverging: Object.values(diverging)[0] } };
 
 const methodOf = (name) => setup.methods.find((method) => method.name === name);
@@ -21,10 +22,10 @@ const question = async (name, rest) => {
   const about = { model: modelName(), ...rest };
   const fresh = state.photo === null;
   try {
-    return await ask(name, { photo: fresh ? state.source : state.photo, ...about });
+    return await askWatched(name, { photo: fresh ? state.source : state.photo, ...about });
   } catch (error) {
     if (fresh || !/no longer held/.test(error.message)) throw error;
-    return ask(name, { photo: state.source, ...about });
+    return askWatched(name, { photo: state.source, ...about });
   }
 };
 
@@ -45,8 +46,8 @@ const work = async (doing, act) => {
     const said = await act();
     if (mine === state.running) tell(said || `Done in ${((performance.now() - start) / 1000).toFixed(2)} s.`);
   } catch (error) {
-    if (mine === state.running) tell("");
-    complain(error.message);
+    if (mine === state.running) tell(isCancelled(error) ? "Cancelled; what was there before is still shown." : "");
+    if (!isCancelled(error)) complain(error.message);
   }
 };
 
@@ -59,11 +60,29 @@ const forgetViews = () => {
 const explain = (target = null) => {
   const mine = ++state.explaining;
   const wanted = () => mine === state.explaining;
+  dropJobs("explain");
   state.waits = work("Explaining…", async () => {
-    try { return await explained(target, wanted); } catch (error) { if (wanted()) throw error; }
-    return "";
+    try { return await explained(target, wanted); } catch (error) {
+      if (!wanted()) return "";
+      if (isCancelled(error)) restore();
+      throw error;
+    }
   });
   return state.waits;
+};
+
+// What is chosen is once more what is shown.
+const restore = () => {
+  if (!state.answer) return;
+  const [method, rule] = state.answer.method.split("/"), { model } = state.answer;
+  Object.assign(state, state.shown);
+  const offered = [...$("model").options].some((option) => option.value === model);
+  [$("model").value, $("name").value] = offered ? [model, ""] : ["*", model];
+  $("named").hidden = offered;
+  $("method").value = method;
+  methodChanged();
+  $("rule").value = rule || methodOf(method).rule;
+  drawExamples();
 };
 
 const explained = async (target, wanted) => {
@@ -74,7 +93,11 @@ const explained = async (target, wanted) => {
   if (!wanted()) return ""; // another was asked for while the picture was decoded
   if (seen) state.pixels = seen;
   state.photo = answer.photo;
+  state.shown = { source: state.source, photo: answer.photo, name: state.name };
   const changed = !state.answer || state.answer.target !== answer.target || answer.seen;
+  // A class that was asked for stays in the list as long as the photo does.
+  const kept = answer.seen ? [] : state.classes.filter((one) => !answer.classes.some((other) => other.index === one.index));
+  state.classes = [...answer.classes, ...kept];
   state.answer = answer;
   state.blocks = answer.blocks ? arrayOf(answer.blocks) : null;
   $("layers").hidden = !answer.blocks;
@@ -89,17 +112,25 @@ const explained = async (target, wanted) => {
 };
 
 const classChoices = () => {
-  const options = state.answer.classes.map((one) => `<option value="${one.index}">${escaped(one.name)} (${percent(one.probability)})</option>`).join("");
+  const options = state.classes.map((one) => `<option value="${one.index}">${escaped(one.name)} (${percent(one.probability)})</option>`).join("");
   $("compare-one").innerHTML = options;
   $("compare-two").innerHTML = `<option value="">none</option>${options}`;
   $("compare-one").value = state.answer.target;
   $("faith-class").textContent = `for ${state.answer.class}`;
 };
 
-// Scenes are for the model of shapes, photos for every other.
+// Pictures like those that the model has learnt from, as far as that is known.
 const examplesHere = () => {
-  const own = setup.examples.filter((one) => one.model === modelName());
-  return own.length ? own : setup.examples.filter((one) => one.model === null);
+  const fit = state.fitting[modelName()];
+  const own = setup.examples.filter((one) => (fit ? fit.includes(one.photo) : one.model === modelName()));
+  return own.length ? own : setup.examples.filter((one) => one.model === setup.models[0]);
+};
+
+// Of a model that did not come with the package, the server knows once it is loaded.
+const learnExamples = async () => {
+  const model = modelName();
+  if (model && !setup.examples.some((one) => one.model === model)) state.fitting[model] = (await aboutModel(model)).examples;
+  drawExamples();
 };
 
 const drawExamples = () => {
@@ -113,16 +144,25 @@ const choosePhoto = async (source, name) => {
   await explain();
 };
 
+const keptPhoto = () => {
+  if (state.answer && !$("alert").hidden) $("alert").textContent += " The photo before it is still the one shown.";
+};
+
 const chooseFile = async (file) => {
   if (!file) return;
   complain("");
-  if (file.size > setup.limits.bytes) return complain(`${file.name} is larger than the ${setup.limits.bytes >> 20} MB that are taken here.`);
-  if (file.size === 0) return complain(`${file.name} is empty (0 bytes); choose another file.`);
-  const before = [state.source, state.photo, state.name], answered = state.answer;
+  const refuse = (sentence) => { complain(sentence); keptPhoto(); };
+  if (file.size > setup.limits.bytes) return refuse(`${file.name} is larger than the ${setup.limits.bytes >> 20} MB that are taken here.`);
+  if (file.size === 0) return refuse(`${file.name} is empty (0 bytes); choose another file.`);
+  const answered = state.answer;
   let source = null;
   try { source = await dataUrlOf(file); await choosePhoto(source, file.name); } catch (error) { complain(error.message); }
   // Nothing was said of it: the photo before it is still good.
-  if (source !== null && state.source === source && state.answer === answered) [state.source, state.photo, state.name] = before;
+  if (source !== null && state.source === source && state.answer === answered) {
+    Object.assign(state, state.shown || { source: null, photo: null });
+    drawExamples();
+    keptPhoto();
+  }
 };
 
 const show = async (view, waiting = true) => {
@@ -133,6 +173,7 @@ const show = async (view, waiting = true) => {
     tab.tabIndex = chosen ? 0 : -1;
     $(tab.getAttribute("aria-controls")).hidden = !chosen;
   }
+  drawLegend();
   if (waiting) await state.waits;
   if (view === "tokens" && state.view === view && !state.tokens && state.answer) {
     const rule = methodOf($("method").value).composes ? $("rule").value : "plain";
@@ -172,8 +213,9 @@ const apply = async (given) => {
   if (given.opacity !== undefined && given.opacity >= 0 && given.opacity <= 1) $("opacity").value = given.opacity;
   lookChanged();
   if (["explain", "compare", "tokens", "faith"].includes(given.view)) state.view = given.view;
-  const known = setup.examples.find((example) => example.photo === given.photo);
-  if (known || !state.source) { state.source = known ? known.photo : examplesHere()[0].photo; state.photo = null; }
+  const example = setup.examples.find((one) => one.photo === given.photo);
+  try { await learnExamples(); } catch (error) { complain(error.message); }
+  if (example || !state.source) { state.source = example ? example.photo : examplesHere()[0].photo; state.photo = null; }
   drawExamples();
   const index = given.target === null || given.target === undefined || given.target === "" ? NaN : Number(given.target);
   await explain(Number.isNaN(index) ? null : index);

@@ -51,16 +51,21 @@ const wireCamera = () => {
 
 const wireChoices = () => {
   const again = () => { if (state.source) explain(state.answer ? state.answer.target : null); };
+  const modelChanged = async () => {
+    const model = modelName();
+    await work("Loading the model…", async () => { await learnExamples(); return " "; });
+    if (model !== modelName() || !state.source) return;
+    const shown = examplesHere();
+    if (state.source.startsWith("example:") && !shown.some((one) => one.photo === state.source)) choosePhoto(shown[0].photo, shown[0].alt);
+    else explain();
+  };
   $("model").addEventListener("change", () => {
     $("named").hidden = $("model").value !== "*";
     state.photo = null; // another model sees another crop
-    drawExamples();
-    const shown = examplesHere();
-    if ($("model").value === "*") return;
-    if (state.source?.startsWith("example:") && !shown.some((one) => one.photo === state.source)) choosePhoto(shown[0].photo, shown[0].alt);
-    else if (state.source) explain();
+    state.classes = [];
+    if ($("model").value === "*") drawExamples(); else modelChanged();
   });
-  $("name").addEventListener("change", () => { state.photo = null; if (state.source && modelName()) explain(); });
+  $("name").addEventListener("change", () => { state.photo = null; state.classes = []; if (modelName()) modelChanged(); });
   $("method").addEventListener("change", () => { methodChanged(); again(); });
   $("rule").addEventListener("change", () => { state.tokens = null; again(); });
   $("classes").addEventListener("click", (event) => {
@@ -69,6 +74,9 @@ const wireChoices = () => {
   });
   for (const id of ["opacity", "colours"]) { $(id).addEventListener("input", lookChanged); $(id).addEventListener("change", () => state.answer && remember()); }
   $("block").addEventListener("input", drawMap);
+  $("cancel").addEventListener("click", cancelJobs);
+  $("bare").addEventListener("click", () => { state.bare = !state.bare; $("bare").setAttribute("aria-pressed", state.bare); drawMap(); });
+  element.querySelectorAll("[data-under=add]").forEach((button) => button.addEventListener("click", () => addUnderRule(button.dataset.for)));
 };
 
 const wireViews = () => {
@@ -127,6 +135,7 @@ lookChanged();
 wireSources();
 wireCamera();
 wireChoices();
+wireAsking();
 wireViews();
 wireExports();
 watchPatches();

@@ -54,7 +54,7 @@ class Heard:
 @pytest.mark.parametrize("name", SMALL)
 def test_a_slow_method_says_how_far_it_is_up_to_its_end(name: str) -> None:
     model, images, heard = describe(build("timm-vit")), image_batch("timm-vit")[:1], Heard()
-    request = Request.parse(name, METHODS[name].make_options(SMALL[name]))
+    request = Request.parse(name, METHODS[name].options(**SMALL[name]))
     with progress.watched(heard):
         run(model, images, None, [request])
     first, *told = heard.said
@@ -87,7 +87,7 @@ class Stopping(Heard):
 
 def test_work_is_stopped_within_a_step_and_leaves_the_model_as_it_was() -> None:
     module, images, heard = build("timm-vit"), image_batch("timm-vit")[:1], Stopping()
-    options = METHODS["rise"].make_options({"masks": 40, "batch": 2})
+    options = METHODS["rise"].options(masks=40, batch=2)
     before, request = fingerprint(module), Request.parse("rise", options)
     limits = (unchecked(), progress.watched(heard), Deadline(600.0, heard.stop))
     with pytest.raises(StoppedError, match="cancelled, as asked"), limits[0], limits[1], limits[2]:

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 __all__ = ["Watcher", "begin", "steps", "watched"]
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Whoever wants to know; called from the thread that works, so what it does must be short."""
 

@@ -76,7 +76,7 @@ def fitting(name: str, model: VisionModel) -> list[str]:
 
 def _shorter_side(transform: ImageTransform | None) -> float:
     size = transform and (transform.crop or transform.resize)
-    return float("inf") if not size else min(size) if isinstance(size, tuple) else size
+    return float("inf") if not size else float(min(size) if isinstance(size, tuple) else size)
 
 
 def read_photo(text: str, limits: Limits) -> tuple[Image.Image, str]:

@@ -14,7 +14,7 @@ const tellProgress = ({ state: now, doing, part, parts, share, seconds }) => {
   return tell(`Computing ${doing}${through}${counted ? ` (${part} of ${parts})` : ""}, ${Math.round(seconds)} s so far.`, true);
 };
 
-const watch = async (job) => {
+const followJob = async (job) => {
   for (;;) {
     await new Promise((resolve) => { setTimeout(resolve, PATIENCE); });
     if (!jobs.includes(job)) return;
@@ -28,9 +28,11 @@ const askWatched = async (name, question) => {
   const job = { name, ticket: ticketOf(), since: performance.now() };
   const ended = new Promise((_, reject) => { job.end = () => reject(cancelled()); });
   jobs.push(job);
-  watch(job);
+  followJob(job);
   try {
     return await Promise.race([ask(name, { ...question, ticket: job.ticket }), ended]);
+  } catch (error) {
+    throw job.ending ? cancelled() : error; // the question may hear of it before the wish is answered
   } finally {
     jobs.splice(jobs.indexOf(job), 1);
     if (!jobs.length) { $("cancel").hidden = true; $("progress").hidden = true; $("progress").removeAttribute("value"); }
@@ -39,6 +41,7 @@ const askWatched = async (name, question) => {
 
 // What nobody waits for any more need not be computed to its end; what is nearly there may be.
 const dropJobs = (name) => jobs.filter((job) => job.name === name && performance.now() - job.since > PATIENCE).forEach((job) => {
+  job.ending = true;
   ask("cancel", { ticket: job.ticket }).catch(() => null);
   job.end();
 });
@@ -46,9 +49,13 @@ const dropJobs = (name) => jobs.filter((job) => job.name === name && performance
 // End what is under way. The page is free once the server knows; that a full queue turned the wish away is said.
 const cancelJobs = async () => {
   const ending = [...jobs];
+  ending.forEach((job) => { job.ending = true; });
   tell("Cancelling…", true);
   try {
     await Promise.all(ending.map((job) => ask("cancel", { ticket: job.ticket })));
     ending.forEach((job) => job.end());
-  } catch (error) { complain(error.message); }
+  } catch (error) {
+    ending.forEach((job) => { job.ending = false; });
+    complain(error.message);
+  }
 };

@@ -166,7 +166,9 @@ MUTANTS = {
     "unstable ties": ("perturbation", PERTURB, "values + 0.0", "(values + 0.0).flip(-1)"),
     "fractions rounded": ("perturbation", PERTURB, "[int(parts * fraction)", "[round(parts * fraction)"),
     "grey for black": ("perturbation", PERTURB, "-mean / deviation for", "0 * mean / deviation for"),
-    "logits of another class": ("perturbation", PERTURB, "probabilities(wide).gather(1, at)", "probabilities(wide)[:, :1]"),
+    "logits of another class": (
+        "perturbation", PERTURB, "probabilities(wide).gather(1, at)", "probabilities(wide)[:, :1]",
+    ),
     "the label for the prediction": (
         "perturbation", PERTURB, "batch.logits.argmax(-1)[image]", "batch.labels[image]",
     ),

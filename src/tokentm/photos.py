@@ -179,7 +179,7 @@ class _Read:
     """Photos that could be read with their inputs, and why the others could not."""
 
     sources: tuple[Source, ...]
-    inputs: tuple[Float[Tensor, "c y x"], ...]
+    inputs: tuple[Float[Tensor, "_ _ _"], ...]  # of sizes of their own until they are put together
     failures: tuple[ImageError, ...]
 
 

@@ -1,6 +1,6 @@
 """What ``train_cifar10.py`` trains, and how: the recipes for a CPU and for a GPU, and the untrained model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -43,37 +43,19 @@ class Recipe:
     held_out: int = 1_000  # training images that are only watched: curves and temperature come from them
 
 
+# Goes on from "cpu-again", on whole images only, as the model will see them; a shorter run wants a shorter memory.
+_POLISH = Recipe(
+    steps=1_000, begun_at=6_400, lr=1.2e-3, warm_up=50, ema=0.995, dense_share=1.0, warp=0.2, colour=0.1, cutmix=0.1
+)
 PRESETS = {
     "cpu": Recipe(),
     # Goes on from "cpu". What is learnt now is fine, and fewer pictures that no camera takes help it along.
     "cpu-again": Recipe(
         steps=2_800, begun_at=3_600, lr=2e-3, warm_up=100, dense_share=0.45, warp=0.2, colour=0.1, cutmix=0.1
     ),
-    # Goes on from "cpu-again", on whole images only, as the model will see them; a shorter run wants a shorter memory.
-    "cpu-polish": Recipe(
-        steps=1_000,
-        begun_at=6_400,
-        lr=1.2e-3,
-        warm_up=50,
-        ema=0.995,
-        dense_share=1.0,
-        warp=0.2,
-        colour=0.1,
-        cutmix=0.1,
-    ),
+    "cpu-polish": _POLISH,
     # The twin that pools its patches: begins with what "cpu-polish" has learnt, and learns to do without a token.
-    "cpu-pool": Recipe(
-        pool="avg",
-        steps=200,
-        begun_at=7_400,
-        lr=1e-3,
-        warm_up=20,
-        ema=0.98,
-        dense_share=1.0,
-        warp=0.2,
-        colour=0.1,
-        cutmix=0.1,
-    ),
+    "cpu-pool": replace(_POLISH, pool="avg", steps=200, begun_at=7_400, lr=1e-3, warm_up=20, ema=0.98),
     "gpu": Recipe(
         depth=12,
         parts=1,

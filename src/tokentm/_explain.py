@@ -1,6 +1,6 @@
 """``explain()`` and ``compare()``: from images to relevance, for any method and any model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,6 @@ def compare(
     target: Target = None,
     *,
     batch_size: int = 8,
-    progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Explain the same images by several methods from one recording per backward rule.
 
@@ -82,7 +81,6 @@ def compare(
             mapping gives each name its options, as for ``explain``, or None for the published ones.
         target: As for ``explain``.
         batch_size: As for ``explain``.
-        progress: Told the name of a method whenever its turn comes, once or more per batch.
 
     Returns:
         One ``Explanation`` per method, a mapping by the names that were given, in that order; it draws and saves
@@ -95,7 +93,7 @@ def compare(
     requests = Request.parse_all(methods)
     if not requests:
         raise InputError("Got no methods to compare; give at least one.")
-    found = explain_requests(model, images, target, list(requests.values()), batch_size, progress)
+    found = explain_requests(model, images, target, list(requests.values()), batch_size)
     return Comparison(dict(zip(requests, found, strict=True)))
 
 
@@ -105,7 +103,6 @@ def explain_requests(
     target: Target,
     requests: Sequence[Request],
     batch_size: int,
-    progress: Callable[[str], None] | None = None,
 ) -> list[Explanation]:
     """One explanation per request; what ``explain`` and ``compare`` share."""
     target = plain_target(target)
@@ -121,7 +118,7 @@ def explain_requests(
     done = 0
     for inputs, sources in batches:
         share = target if each is None else each[done : done + len(sources)]
-        for place, explanation in enumerate(explain_batch(vision, inputs, sources, share, requests, progress)):
+        for place, explanation in enumerate(explain_batch(vision, inputs, sources, share, requests)):
             parts[place].append(explanation)
         done += len(sources)
     return [Explanation.concatenate(part) for part in parts]
@@ -133,10 +130,9 @@ def explain_batch(
     sources: tuple[Source, ...],
     target: Target,
     requests: Sequence[Request],
-    progress: Callable[[str], None] | None = None,
 ) -> list[Explanation]:
     """One explanation per request of inputs that were made from ``sources``."""
-    answers = run(vision, inputs, target, requests, progress=progress)
+    answers = run(vision, inputs, target, requests)
     return [
         as_explanation(vision, inputs, sources, request, answer)
         for request, answer in zip(requests, answers, strict=True)

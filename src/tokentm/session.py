@@ -1,6 +1,6 @@
 """One batch of images, recorded once per backward rule, explained by any number of methods."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -192,8 +192,6 @@ def run(
     target: Target,
     requests: Sequence[Request],
     recordings: Recordings | None = None,
-    *,
-    progress: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """Answer every request; the model runs forward once per backward rule and backward once per target and score.
 
@@ -203,27 +201,20 @@ def run(
         target: See ``resolve_target``.
         requests: In the order in which answers are wanted.
         recordings: Of this model and these images; what they have kept is not run again.
-        progress: Told the name of a method whenever its turn comes.
     """
     recordings = recordings or Recordings(model, images)
     answers: dict[int, Answer] = {}
     for rule in dict.fromkeys(request.backward for request in requests):
         asked = {place: request for place, request in enumerate(requests) if request.backward == rule}
         try:
-            answers |= _run_rule(recordings, target, rule, asked, progress or (lambda _: None))
+            answers |= _run_rule(recordings, target, rule, asked)
         finally:
             if not recordings.keep:
                 recordings.clear()
     return [answers[place] for place in range(len(requests))]
 
 
-def _run_rule(
-    recordings: Recordings,
-    target: Target,
-    rule: str,
-    asked: dict[int, Request],
-    progress: Callable[[str], None],
-) -> dict[int, Answer]:
+def _run_rule(recordings: Recordings, target: Target, rule: str, asked: dict[int, Request]) -> dict[int, Answer]:
     signals = Signal(0)
     for request in asked.values():
         signals |= request.method.signals
@@ -236,7 +227,6 @@ def _run_rule(
     for score, traces in _traces(recordings, read, classes, {request.score for request in asked.values()}):
         for place, request in asked.items():
             if request.score == score:
-                progress(request.name)
                 companion = traces[request.method.companion] if request.method.companion else None
                 trace = replace(traces[rule], _companion=companion)
                 begin(request.name)

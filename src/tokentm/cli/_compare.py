@@ -56,6 +56,7 @@ def compare(
     with err.status("Starting…"):
         import tokentm
         from tokentm.explanation import Source
+        from tokentm.progress import watched
 
         chosen = _chosen(methods, backward)
         options = options_of_each(chosen, settings or [])
@@ -67,7 +68,8 @@ def compare(
         with err.status("Reading…") as status:
             opened = [Source.read(path, name) for name, path in sources.items()]
             turn = _Turn(status, len(sources))
-            found = tokentm.compare(vision, opened, options, wanted, batch_size=batch_size, progress=turn.comes)
+            with watched(turn):
+                found = tokentm.compare(vision, opened, options, wanted, batch_size=batch_size)
             status.update("Drawing…")
             found.save(to)
     _summarise(found, to, len(sources))
@@ -79,10 +81,19 @@ class _Turn:
     def __init__(self, status: "Status", photos: int) -> None:
         self._status = status
         self._what = f"{photos} photo{'s' * (photos != 1)}"
+        self._method = ""
         self._said = time.perf_counter()
 
-    def comes(self, method: str) -> None:
+    def begin(self, name: str) -> None:
         """Take the name of the method that begins."""
+        self._method = name
+        self._tell(name)
+
+    def step(self, done: int, of: int) -> None:
+        """Take how many steps of it are through."""
+        self._tell(f"{self._method}, {done / of:.0%}")
+
+    def _tell(self, method: str) -> None:
         self._status.update(f"Explaining {self._what}: {method}…")
         now = time.perf_counter()
         if not err.is_terminal and now - self._said > _EVERY:

@@ -32,7 +32,7 @@ def passes(method: Method) -> tuple[str, str]:
     """Forward and backward passes under the published options, as a table says them."""
     forward, backward = recorded(method)
     if Signal.LAYER_GRAD in method.signals:
-        return str(forward), f"{backward}, and a short one per block"
+        return str(forward), "a short one per block"  # none goes back further than the attention of its own block
     if not method.probe:
         return str(forward), str(backward)
     said = _PROBE.search(inspect.getdoc(method.run) or "")

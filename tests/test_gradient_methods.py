@@ -159,7 +159,8 @@ MUTANTS = {
     "attnlrp: products not halved": ("attnlrp", "_ScaleGradient.apply(x, factor)", "_ScaleGradient.apply(x, 1.0)"),
     "fullgrad_plus: no biases": ("fullgrad_plus", "trace.bias_share.to(trace.dtype)", "0 * trace.bias_share"),
     "fullgrad_plus: one block too few": ("fullgrad_plus", "in trace.blocks:", "in trace.blocks[1:]:"),
-    "legrad: the final score's gradient": ("legrad", "block.layer_grad", "block.grad"),
+    "legrad: one block's score for all": ("legrad", "block.layer_grad", "trace.blocks[-1].layer_grad"),
+    "legrad: queries with a gradient left out": ("legrad", "grad.ne(0).any(-1)", "grad.eq(0).any(-1)"),
     "legrad: no positive part": ("legrad", ".relu_()", ""),
     "legrad: the last two layers": ("legrad", "in trace.blocks:", "in trace.blocks[-2:]:"),
 }
@@ -168,6 +169,7 @@ ELSEWHERE = {
     "query.detach(), key.detach()": FUNCTIONS,
     "_ScaleGradient.apply(x, factor)": FUNCTIONS,
     ".relu_()": FOLD,
+    "grad.ne(0).any(-1)": FOLD,
 }
 
 

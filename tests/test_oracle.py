@@ -142,7 +142,7 @@ MUTANTS = {
     "transpose A": (FOLD, *TRANSPOSED),
     "forget the softmax scale": (FOLD, " * block.scale", ""),
     "forget the mean over heads": (TOKENTM, ".mean(1)", ".sum(1)"),
-    "swap E and Ẽ in the length": (TOKENTM, "after / before.where(before > 0", "before / after.where(after > 0"),
+    "swap E and Ẽ in the length": (TOKENTM, "after / _divisor(before)", "before / _divisor(after)"),
     "take the wrong columns of W_O": (TOKENTM, *HEADS_REVERSED),
     "subtract the feed-forward": (TOKENTM, "1 + _ffn_weight", "1 - _ffn_weight"),
     "start from the wrong lengths": (TOKENTM, *LATER_START),

@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import tokentm
 from tests.support.mutants import mutant
@@ -18,6 +19,7 @@ from tokentm.trace import Signal, Trace
 
 MODULE = "tokentm.taps.readout_rows"
 ROWS = {"one row": [0], "two rows": [0, 4], "all rows": list(range(7)), "no row": []}
+LAYERS = Signal.ATTENTION | Signal.LAYER_GRAD
 GRADIENTS = Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.TOKENS_GRAD | Signal.IMAGE_GRAD
 
 
@@ -155,3 +157,36 @@ def test_only_heads_that_read_no_patch_go_this_way(pool: str, taken: bool, monke
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5, global_pool=pool).eval()
     trace(model, torch.randn(2, 3, 64, 64))
     assert counts == ({"linear": 4, "attention": 1} if taken else {"linear": 0, "attention": 0})
+
+
+def operations(model: torch.nn.Module, images: Tensor, signals: Signal) -> int:
+    """Of the forward pass and all backward passes."""
+    with FlopCounterMode(display=False) as counter:
+        record(tokentm.load_model(model), images, signals).trace(torch.tensor([3, 1]))
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(("pool", "most"), [("token", 1.05), ("avg", 1.8)])
+def test_scores_of_layers_cost_one_row_each(pool: str, most: float) -> None:
+    """LeGrad's backward passes end in their own block: one row of it where the head reads a class token."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=128, depth=3, num_classes=5, global_pool=pool).eval()
+    images = torch.randn(2, 3, 128, 128)
+    forward = operations(model, images, Signal.ATTENTION)
+    assert operations(model, images, LAYERS) < most * forward
+    assert operations(model, images, LAYERS | Signal.ATTENTION_GRAD) > 1.5 * forward
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["beside attention gradients", "alone"])
+def test_gradients_of_layers_are_those_of_autograd(both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = LAYERS | Signal.ATTENTION_GRAD if both else LAYERS
+    images, target = torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.tensor([3, 1])
+    vision = tokentm.load_model(small().double())
+    ours = record(vision, images, signals).trace(target)
+    monkeypatch.setattr(Readout, "prefix_alone", property(lambda _: False))
+    plain = record(vision, images, signals).trace(target)
+    for own, other in zip(ours.blocks, plain.blocks, strict=True):
+        torch.testing.assert_close(own.layer_grad, other.layer_grad, rtol=1e-12, atol=1e-14)
+        assert own.layer_grad[:, :, 0].count_nonzero()
+        assert not own.layer_grad[:, :, 1:].count_nonzero()
+        if both:
+            torch.testing.assert_close(own.grad, other.grad, rtol=1e-12, atol=1e-14)

@@ -74,13 +74,17 @@ class Recording:
         if Signal.LAYER_GRAD not in self._template.signals:
             return None
         pairs = zip(self._layer_logits, self._calls()[: len(self._layer_logits)], strict=True)
-        return tuple(_backward(logits, target, score, (call.output,), keep=True)[0] for logits, call in pairs)
+        return tuple(
+            _backward(logits, target, score, (call.output,), half=self._half, keep=True)[0] for logits, call in pairs
+        )
 
     def _with_gradients(
         self, template: Trace, target: Tensor, score: Score, keep: bool, layer_grads: tuple[Tensor, ...] | None
     ) -> Trace:
         signals, blocks = template.signals, len(template.blocks)
-        wanted: dict[str, Tensor] = {f"output{i}": call.output for i, call in enumerate(self._calls())}
+        wanted: dict[str, Tensor] = {}
+        if Signal.ATTENTION_GRAD in signals:
+            wanted |= {f"output{i}": call.output for i, call in enumerate(self._calls())}
         if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & signals:
             wanted |= {f"tokens{i}": tokens for i, tokens in self._taken.tokens_in.items()}
         else:
@@ -88,18 +92,18 @@ class Recording:
         if Signal.IMAGE_GRAD in signals:
             wanted["image"] = self._inputs
         self._taken.bias.reset()
-        grads = _backward(self._score_source, target, score, tuple(wanted.values()), keep=keep)
+        grads = _backward(self._score_source, target, score, tuple(wanted.values()), half=self._half, keep=keep)
         found = dict(zip(wanted, grads, strict=True))
         _check_read(found[f"tokens{blocks}"], template)
         tokens_grad = Signal.TOKENS_GRAD in signals
-        pool = template.pool and replace(template.pool, _grad=found[f"output{blocks}"])
+        pool = template.pool and replace(template.pool, _grad=found.get(f"output{blocks}"))
         return replace(
             template,
             pool=pool,
             blocks=tuple(
                 replace(
                     block,
-                    _grad=found[f"output{i}"],
+                    _grad=found.get(f"output{i}"),
                     _tokens_grad=found[f"tokens{i}"] if tokens_grad else None,
                     _layer_grad=layer_grads[i] if layer_grads else None,
                 )
@@ -112,8 +116,12 @@ class Recording:
 
     def _bias_share(self, target: Tensor, score: Score) -> Tensor:
         share = self._taken.bias.total(self._template.readout.to(self.logits.device)).to(self._template.dtype)
-        half = any(call.output.dtype == torch.float16 for call in self._calls())
-        return share / _loss_scale(self.logits, target, score)[:, None] if half else share
+        return share / _loss_scale(self.logits, target, score)[:, None] if self._half else share
+
+    @property
+    def _half(self) -> bool:
+        """Whether attention runs in float16, where small gradients would vanish."""
+        return any(call.output.dtype == torch.float16 for call in self._calls())
 
     def _calls(self) -> tuple[AttentionCall, ...]:
         return tuple(call for call in self._taken.attention if call is not None)
@@ -200,11 +208,10 @@ def _slots(signals: Signal, keep: Tensor | None, anatomy: Anatomy) -> Taken:
 
 
 def _backward(
-    logits: Tensor, target: Tensor, score: Score, inputs: tuple[Tensor, ...], *, keep: bool
+    logits: Tensor, target: Tensor, score: Score, inputs: tuple[Tensor, ...], *, half: bool, keep: bool
 ) -> tuple[Tensor, ...]:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     source = probabilities(logits) if score == "probability" else logits
-    half = any(part.dtype == torch.float16 for part in inputs)
     scale = _loss_scale(logits, target, score) if half else torch.ones_like(logits[:, 0])
     # As weights of the backward pass, not by gather: a target made under inference_mode cannot be saved.
     weights = torch.zeros_like(source).scatter_(1, target.to(source.device)[:, None], scale[:, None])

@@ -12,13 +12,13 @@ from tokentm.errors import InputError
 from tokentm.methods.registry import METHODS
 from tokentm.methods.rollout import RolloutConfig
 from tokentm.methods.tokentm import (
-    Change,
     TokenTMConfig,
     attention_by_head,
     attention_change,
     cosine,
     counted,
     ffn_change,
+    ratio,
     readout_row,
     transformation_weight,
 )
@@ -74,10 +74,10 @@ def depth(trace: Trace, options: TokenTMConfig | None = None) -> Depth:
     lengths = [_length(block, dtype) for block in trace.blocks]
     return Depth(
         length=torch.stack([*lengths, trace.final_tokens.to(dtype).norm(dim=-1)], 1),
-        attention_ratio=torch.stack([_ratio(change) for change in attention], 1),
+        attention_ratio=torch.stack([ratio(change) for change in attention], 1),
         attention_cosine=torch.stack([cosine(change) for change in attention], 1),
         attention_weight=torch.stack([transformation_weight(change, options) for change in attention], 1),
-        ffn_ratio=torch.stack([_ratio(change) for change in ffn], 1),
+        ffn_ratio=torch.stack([ratio(change) for change in ffn], 1),
         ffn_cosine=torch.stack([cosine(change) for change in ffn], 1),
         ffn_weight=torch.stack([transformation_weight(change, options) for change in ffn], 1),
     )
@@ -86,11 +86,6 @@ def depth(trace: Trace, options: TokenTMConfig | None = None) -> Depth:
 def _length(block: BlockTrace, dtype: torch.dtype) -> Float[Tensor, "b n"]:
     length: Tensor = block.tokens_in.to(dtype).norm(dim=-1)
     return length
-
-
-def _ratio(change: Change) -> Float[Tensor, "..."]:
-    before, after, _ = change
-    return torch.where(before > 0, after / before.where(before > 0, torch.ones_like(before)), torch.zeros_like(after))
 
 
 @final

@@ -80,6 +80,7 @@ def weighted_gradient(
         In the dtype of ``row``.
     """
     values = block.v.to(row.dtype).transpose(-2, -1)
+    row = row * grad.ne(0).any(-1).any(1)  # a query whose output has no gradient has none at its attention either
     return weighted_sum(block, row, lambda low, high: _positive_rows(grad, values, low, high))
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "cosine",
     "counted",
     "ffn_change",
+    "ratio",
     "readout_row",
     "tokentm",
     "transformation_weight",
@@ -206,17 +207,24 @@ def attention_change(block: BlockTrace, dtype: torch.dtype, *, layer_scale: bool
 def transformation_weight(change: Change, options: TokenTMConfig) -> Float[Tensor, "*#b n"]:
     """``w`` from the lengths before and after and their dot product; a zero-length token gets weight 0, never NaN."""
     before, after, dot = change
-    weight = torch.ones_like(dot)
-    if options.length:
-        weight = after / before.where(before > 0, torch.ones_like(before))
+    weight = ratio(change) if options.length else ((before > 0) & (after > 0)).to(dot.dtype)
     if options.direction != "none":
-        tokens = dot.shape[-1] if options.direction == "scaled" else 1
-        weight = weight * cosine(change).softmax(-1) * tokens
-    return weight.where((before > 0) & (after > 0), torch.zeros_like(weight))
+        weight = weight * cosine(change).softmax(-1)
+    return weight * dot.shape[-1] if options.direction == "scaled" else weight
+
+
+def ratio(change: Change) -> Float[Tensor, "*#b n"]:
+    """``L(Ẽ)/L(E)`` of each token, 0 where one of the two has no length."""
+    before, after, _ = change
+    return after / _divisor(before)
 
 
 def cosine(change: Change) -> Float[Tensor, "*#b n"]:
     """``cos(E, Ẽ)`` of each token, 0 where one of the two has no length."""
     before, after, dot = change
-    alive = (before > 0) & (after > 0)
-    return (dot / (before * after).where(alive, torch.ones_like(dot))).where(alive, torch.zeros_like(dot))
+    return dot / _divisor(before * after)
+
+
+def _divisor(length: Tensor) -> Tensor:
+    # Infinite in place of 0: what is divided vanishes. These tensors are small, so that it is calls that cost.
+    return length.masked_fill(length == 0, torch.inf)

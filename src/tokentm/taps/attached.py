@@ -113,7 +113,10 @@ def _arrive(taken: Taken, index: int, anatomy: Anatomy, tokens: Tensor) -> Tenso
             tokens = replaced = tokens.detach().requires_grad_(True)  # the graph starts at the first block
     taken.tokens_in[index] = tokens
     last = index == len(anatomy.blocks) - 1 and anatomy.pool is None
-    taken.few_rows = taken.plain and last and anatomy.readout.prefix_alone
+    taken.few_queries = taken.plain and last and anatomy.readout.prefix_alone
+    # Scores of a layer of its own, LeGrad's, make every block the last one, as far as its attention.
+    own_score = Signal.LAYER_GRAD in taken.signals and anatomy.pool is None
+    taken.few_rows = taken.plain and (last or own_score) and anatomy.readout.prefix_alone
     return replaced
 
 
@@ -131,7 +134,7 @@ def _take_grid(taken: Taken, embedded: Any) -> None:
 
 def _take_final(taken: Taken, anatomy: Anatomy, tokens: Any) -> None:
     taken.tokens_in[len(anatomy.blocks)] = _first(tokens)
-    taken.few_rows = False
+    taken.few_rows = taken.few_queries = False
 
 
 def _first(output: Any) -> Tensor:

@@ -79,7 +79,7 @@ class AttentionTap(TorchFunctionMode):
         scale = scale if scale is not None else query.shape[-1] ** -0.5
         if value_of is not None:
             output = _WithValue.apply(output, value_of)
-        elif taken.few_rows and attn_mask is None and not taken.closed:
+        elif taken.few_queries and attn_mask is None and not taken.closed:
             output = attention_of_rows(query, key, value, scale, output)
         if taken.closed:
             return output

@@ -87,5 +87,6 @@ class Taken:
     inside: int | None = None  # slot whose attention is running
     closed: bool = False  # the forward pass is over; what still runs (heads over other layers) is not collected
     plain: bool = False  # no backward rule shapes this pass
-    few_rows: bool = False  # such a pass is in the last block, and the head reads none of its patch tokens
+    few_rows: bool = False  # such a pass is where a backward pass has one row: the head reads no patch tokens of it
+    few_queries: bool = False  # the same, of an attention: in the last block
     frozen: set[int] = field(default_factory=set)  # ids of the parameters that are frozen for the recording only

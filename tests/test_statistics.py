@@ -114,10 +114,11 @@ def test_pairing_takes_away_what_images_have_in_common() -> None:
     one, other = rows_of(common + 3 + noise), rows_of(common)
     found = paired(MEAN, one, other)
     assert found.value == pytest.approx(3 + noise.mean())
-    assert found.half_width == pytest.approx(1.96 * noise.std() / math.sqrt(200), rel=0.1)
+    error = noise.std() / math.sqrt(200)
+    assert (found.low, found.high) == pytest.approx((found.value - 1.96 * error, found.value + 1.96 * error), rel=0.02)
     assert found.decided
     alone = estimate(MEAN, one)
-    assert (alone.high - alone.low) / 2 > 50 * found.half_width
+    assert alone.high - alone.low > 50 * (found.high - found.low)
     back = paired(MEAN, other, one)
     assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
 
@@ -139,28 +140,40 @@ def test_no_resamples_are_refused() -> None:
 
 LOWER = mean_metric("deletion", lambda rows: rows["value"], False, "", 2)
 NEITHER = mean_metric("mask share", lambda rows: rows["value"], None, "%", 1)
-CLEAR, UNCLEAR = Difference(3.14, 0.62, 2.5, 3.8, 100), Difference(-0.2, 0.6, -0.8, 0.4, 100)
+# Not even around the value, as those of drawn images are.
+CLEAR, TURNED = Difference(3.14, 0.2, 5.2, 100), Difference(-3.14, -5.2, -0.2, 100)
 
 
 @pytest.mark.parametrize(
     ("metric", "difference", "said"),
     [
-        (MEAN, CLEAR, "TokenTM/libra beats GAE on score by 3.1 ± 0.6"),
-        (MEAN, Difference(-3.14, 0.62, -3.8, -2.5, 100), "GAE beats TokenTM/libra on score by 3.1 ± 0.6"),
-        (LOWER, CLEAR, "GAE beats TokenTM/libra on deletion by 3.14 ± 0.62"),
-        (NEITHER, CLEAR, "TokenTM/libra is above GAE on mask share by 3.1 ± 0.6"),
+        (MEAN, CLEAR, "TokenTM/libra beats GAE on score by 3.1 (95 %: 0.2 to 5.2)"),
+        (MEAN, TURNED, "GAE beats TokenTM/libra on score by 3.1 (95 %: 0.2 to 5.2)"),
+        (LOWER, CLEAR, "GAE beats TokenTM/libra on deletion by 3.14 (95 %: 0.20 to 5.20)"),
+        (LOWER, TURNED, "TokenTM/libra beats GAE on deletion by 3.14 (95 %: 0.20 to 5.20)"),
+        (NEITHER, CLEAR, "TokenTM/libra is above GAE on mask share by 3.1 (95 %: 0.2 to 5.2)"),
+        (NEITHER, TURNED, "GAE is above TokenTM/libra on mask share by 3.1 (95 %: 0.2 to 5.2)"),
         (
-            MEAN, UNCLEAR,
-            "TokenTM/libra and GAE cannot be told apart on score (difference -0.2 ± 0.6, 100 images)",
+            MEAN, Difference(-0.3, -1.9, 1.2, 1100),
+            "TokenTM/libra and GAE cannot be told apart on score (difference −0.3, 95 %: −1.9 to 1.2, 1,100 images)",
         ),
         (
-            MEAN, Difference(1.0, math.nan, math.nan, math.nan, 1),
+            LOWER, Difference(0.3, -1.2, 1.9, 100),
+            "TokenTM/libra and GAE cannot be told apart on deletion (difference 0.30, 95 %: −1.20 to 1.90, 100 images)",
+        ),
+        (
+            MEAN, Difference(1.0, math.nan, math.nan, 1),
             "TokenTM/libra and GAE cannot be compared on score: 1 image",
         ),
     ],
 )  # fmt: skip
 def test_verdicts(metric: Metric, difference: Difference, said: str) -> None:
     assert verdict(metric, "TokenTM/libra", "GAE", difference) == said
+
+
+def test_what_is_decided_does_not_look_undecided() -> None:
+    near = Difference(-0.012, -0.03, -0.0049, 900)
+    assert verdict(MEAN, "a", "b", near) == "b beats a on score by 0.012 (95 %: 0.005 to 0.030)"
 
 
 def test_equal_methods_cannot_be_told_apart() -> None:

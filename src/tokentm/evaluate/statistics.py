@@ -1,7 +1,7 @@
 """How far a figure can be trusted: bootstrap intervals over images, paired differences, plain verdicts."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import numpy as np
@@ -10,7 +10,7 @@ from tokentm._typing import Bool, Float
 from tokentm.errors import InputError
 from tokentm.evaluate.registry import Metric, Rows
 
-__all__ = ["Difference", "Estimate", "estimate", "paired", "verdict"]
+__all__ = ["Difference", "Estimate", "estimate", "paired", "printed", "verdict"]
 
 _LEVEL: Final = (0.025, 0.975)  # a 95 % interval
 _AT_ONCE: Final = 2**22  # weights in memory
@@ -41,14 +41,12 @@ class Difference:
 
     Attributes:
         value: First minus second.
-        half_width: Half of the 95 % interval: the number behind "±".
-        low: Lower end of that interval.
+        low: Lower end of the 95 % interval, which need not lie evenly around the value.
         high: Upper end.
         count: How many images both have a value for.
     """
 
     value: float
-    half_width: float
     low: float
     high: float
     count: int
@@ -98,13 +96,15 @@ def paired(metric: Metric, rows_a: Rows, rows_b: Rows, resamples: int = 2000, se
     known = one & other
     first, second, count = _take(rows_a, known), _take(rows_b, known), int(known.sum())
     figures = _resampled(lambda weights: metric.of(first, weights) - metric.of(second, weights), count, resamples, seed)
-    low, high = _interval(figures)
     value = _value(metric, first, count) - _value(metric, second, count)
-    return Difference(value, (high - low) / 2, low, high, count)
+    return Difference(value, *_interval(figures), count)
 
 
 def verdict(metric: Metric, name_a: str, name_b: str, difference: Difference) -> str:
-    """One sentence, without full stop: ``"TokenTM/libra beats GAE on MIF by 3.1 ± 0.6"``.
+    """One sentence, without full stop: ``"TokenTM/libra beats GAE on MIF by 3.1 (95 %: 2.5 to 3.8)"``.
+
+    The interval is that of what the sentence says: of how far the one that it names first is ahead or above, or, where
+    they cannot be told apart, of the first minus the second.
 
     Args:
         metric: What was measured; its unit is not repeated.
@@ -112,21 +112,42 @@ def verdict(metric: Metric, name_a: str, name_b: str, difference: Difference) ->
         name_b: The second.
         difference: From ``paired``.
     """
-    amount = f"{abs(difference.value):.{metric.digits}f} ± {difference.half_width:.{metric.digits}f}"
-    if not np.isfinite(difference.half_width):
+    if not (np.isfinite(difference.low) and np.isfinite(difference.high)):
         return f"{name_a} and {name_b} cannot be compared on {metric.name}: {_images(difference.count)}"
     if not difference.decided:
-        found = f"difference {difference.value:.{metric.digits}f} ± {difference.half_width:.{metric.digits}f}"
-        return f"{name_a} and {name_b} cannot be told apart on {metric.name} ({found}, {_images(difference.count)})"
-    above, below = (name_a, name_b) if difference.value > 0 else (name_b, name_a)
+        value, interval = _texts(difference, metric.digits)
+        found = f"difference {value}, {interval}, {_images(difference.count)}"
+        return f"{name_a} and {name_b} cannot be told apart on {metric.name} ({found})"
+    above, below, by = (name_a, name_b, difference) if difference.low > 0 else (name_b, name_a, _turned(difference))
+    value, interval = _texts(by, _digits(by, metric.digits))
     if metric.higher_is_better is None:
-        return f"{above} is above {below} on {metric.name} by {amount}"
+        return f"{above} is above {below} on {metric.name} by {value} ({interval})"
     better, worse = (above, below) if metric.higher_is_better else (below, above)
-    return f"{better} beats {worse} on {metric.name} by {amount}"
+    return f"{better} beats {worse} on {metric.name} by {value} ({interval})"
+
+
+def printed(number: float, digits: int) -> str:
+    """A number as readers see it, with a minus rather than a hyphen before it: ``"−1.20"``."""
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def _texts(difference: Difference, digits: int) -> tuple[str, str]:
+    low, high = printed(difference.low, digits), printed(difference.high, digits)
+    return printed(difference.value, digits), f"95 %: {low} to {high}"
+
+
+def _turned(difference: Difference) -> Difference:
+    """Second minus first."""
+    return replace(difference, value=-difference.value, low=-difference.high, high=-difference.low)
+
+
+def _digits(difference: Difference, least: int) -> int:
+    """As many as show that the interval of a decided difference leaves out 0."""
+    return next(digits for digits in range(least, 400) if float(f"{difference.low:.{digits}f}"))
 
 
 def _images(count: int) -> str:
-    return f"{count} image" if count == 1 else f"{count} images"
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
 @final

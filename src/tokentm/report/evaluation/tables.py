@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tokentm.evaluate.results import Figure
+from tokentm.evaluate.statistics import printed
 from tokentm.report.evaluation.section import Section
 
 __all__ = ["COLUMNS", "latex", "summary", "text_of"]
@@ -47,7 +48,7 @@ def text_of(figure: Figure) -> tuple[str, str]:
     digits, found = figure.metric.digits, figure.estimate
     if found.value != found.value:
         return "–", ""
-    value, low, high = (f"{number:.{digits}f}".replace("-", "−") for number in (found.value, found.low, found.high))
+    value, low, high = (printed(number, digits) for number in (found.value, found.low, found.high))
     return value, f"{low} to {high}" if found.low == found.low else ""
 
 

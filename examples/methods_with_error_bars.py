@@ -17,6 +17,8 @@ for figure in results.table():
 
 rows = {name: results.rows(name, results.explained[0], "segmentation") for name in METHODS}
 for name in METHODS[1:]:
-    difference = paired(metric, rows["tokentm"], rows[name])
+    difference = paired(
+        metric, rows["tokentm"], rows[name], results.photos()
+    )  # objects of one scene are drawn together
     verdict = "decided" if difference.decided else "not decided by so few scenes"
     print(f"tokentm − {name:14} {difference.value:+5.1f} %   {verdict}")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tokentm.errors import InputError
 from tokentm.evaluate.results import Figure, Results
+from tokentm.evaluate.statistics import counted
 from tokentm.files import write_atomically
 from tokentm.report.evaluation.section import sections
 from tokentm.report.evaluation.tables import text_of
@@ -169,7 +170,8 @@ def _finished(runs: Path, names: Sequence[str]) -> Iterator[tuple[str, Results]]
 def section(results: Results) -> list[str]:
     """What one run found: verdicts and a table per protocol."""
     figures = results.table()
-    lines = [f"{len(results):,} images, {results.accuracy:.1%} classified correctly.", ""]
+    count = counted(len(results), len(set(results.photos())))
+    lines = [f"{count}, {results.accuracy:.1%} classified correctly.", ""]
     for heading, sentences in verdicts(results, figures, only_correct=False):
         lines += [f"- **{heading}**: {' '.join(sentences)}"]
     for protocol in dict.fromkeys(figure.protocol for figure in figures):

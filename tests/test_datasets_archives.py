@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.data_files import BLUE, GREEN, RED, check_contract, colour, keys, refused
+from tests.support.data_files import BLUE, GREEN, RED, check_contract, colour, keys, photos, refused
 from tokentm.datasets import shapes_set
 from tokentm.datasets.cifar import open_cifar10
 from tokentm.datasets.gtsegs import open_gtsegs
@@ -181,6 +181,7 @@ def test_every_object_of_a_scene_is_an_example() -> None:
     check_contract(data)
     expected = [(f"1003-{at:05d}-{part}", at, part) for at in range(12) for part in range(len(scene(1003, at).labels))]
     assert keys(data) == [name for name, _, _ in expected]
+    assert photos(data) == [f"1003-{at:05d}" for _, at, _ in expected]
     assert {part for _, _, part in expected} == {0, 1}
     for index, (_, at, part) in enumerate(expected):
         drawn, example = scene(1003, at), data[index]

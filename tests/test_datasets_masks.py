@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.data_files import DAMAGED, check_contract, keys, refused, write_ids, write_photo
+from tests.support.data_files import DAMAGED, check_contract, keys, photos, refused, write_ids, write_photo
 from tokentm.datasets.coco import CocoMask, open_coco
 from tokentm.datasets.open_dataset import open_dataset
 from tokentm.datasets.voc import open_voc
@@ -59,6 +59,7 @@ def test_polygons_and_run_lengths_to_the_pixel(tmp_path: Path) -> None:
     assert data.name.startswith("coco:")
     assert data.class_names == ("person", "dog", "toothbrush")
     assert keys(data) == ["000000000005.jpg:person", "000000000009.jpg:dog", "000000000009.jpg:toothbrush"]
+    assert photos(data) == ["000000000005.jpg", "000000000009.jpg", "000000000009.jpg"]
     assert [data[index].label for index in range(3)] == [0, 1, 2]
     assert rows(data[0].mask) == [".....#", ".###..", ".###..", "......"]
     assert rows(data[1].mask) == ["#.....", "####..", "####..", "#....."]  # the union of both
@@ -252,6 +253,7 @@ def test_one_example_per_photo_and_class_without_the_borders(voc: Path) -> None:
     check_contract(data)
     assert data.name.startswith("voc:")
     assert keys(data) == ["2007_000032:cat", "2007_000032:dog", "2007_000033:cat", "2007_000033:dog"]
+    assert photos(data) == ["2007_000032", "2007_000032", "2007_000033", "2007_000033"]
     cat, dog = data[0], data[1]
     assert data.class_names is not None
     assert (data.class_names[cat.label or 0], data.class_names[dog.label or 0]) == ("cat", "dog")
@@ -264,6 +266,7 @@ def test_one_example_per_object(voc: Path) -> None:
     data = open_voc(voc, split="train", instances=True)
     check_contract(data)
     assert keys(data) == ["2007_000033:cat1", "2007_000033:dog2", "2007_000033:dog3"]
+    assert photos(data) == ["2007_000033"] * 3
     assert data.labels() == (CAT - 1, DOG - 1, DOG - 1)
     assert [rows(data[index].mask) for index in (1, 2)] == [["....", "...#", "...#"], ["....", "....", "##.."]]
 
@@ -274,6 +277,7 @@ def test_damaged_masks_are_one_example_each(voc: Path) -> None:
     data = open_voc(voc)
     check_contract(data)
     assert keys(data) == ["2007_000032", "2007_000033:cat", "2007_000033:dog"]
+    assert photos(data) == ["2007_000032", "2007_000033", "2007_000033"]
     with refused(ImageError, r"The mask .*2007_000032.png cannot be read"):
         data[0]
     assert data[1].label == CAT - 1

@@ -1,6 +1,7 @@
 """A random part of a data set."""
 
-from tests.support.data_files import check_contract, keys
+from tests.support.data_files import check_contract, keys, photos
+from tests.support.scenes import Scenes
 from tokentm.datasets.labels import Labelled
 from tokentm.datasets.open_dataset import open_dataset
 from tokentm.datasets.sample import Sample
@@ -15,6 +16,20 @@ def test_a_sample_is_drawn_by_its_seed_alone_and_keeps_the_order() -> None:
     assert [drawn.class_names[label] + ".png" for label in drawn.labels()] == keys(drawn)
     assert {tuple(keys(Sample.draw(whole, 4, seed))) for seed in range(9)} != {tuple(keys(drawn))}
     assert keys(Sample.draw(whole, 99, 0)) == keys(whole)
+
+
+def test_objects_of_one_photo_stay_together() -> None:
+    scenes = open_dataset("shapes:30")
+    drawn = Sample.draw(scenes, 25, 3)
+    assert photos(drawn) == [key.rpartition("-")[0] for key in keys(drawn)]
+    assert 1 < len(set(photos(drawn))) < 25
+
+
+def test_where_photos_are_not_told_each_example_has_its_own() -> None:
+    for whole in (open_dataset("examples"), Scenes(8)):
+        assert photos(whole) == keys(whole)
+        drawn = Sample.draw(whole, 5, 0)
+        assert photos(drawn) == keys(drawn)
 
 
 def test_every_example_is_as_likely_as_any_other() -> None:

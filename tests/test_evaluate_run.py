@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,14 @@ from tokentm.evaluate.protocols._perturb import fill
 from tokentm.evaluate.registry import Batch
 from tokentm.evaluate.results import Results
 from tokentm.evaluate.runner import execute, prepare
-from tokentm.evaluate.spec import differences
-from tokentm.evaluate.store import RESULTS, locked
+from tokentm.evaluate.spec import differences, identity
+from tokentm.evaluate.store import MANIFEST, RESULTS, locked
 from tokentm.evaluate.worker import Worker
 from tokentm.methods.registry import NoOptions
 from tokentm.methods.rise import RiseConfig
 from tokentm.methods.tokentm import TokenTMConfig
 from tokentm.models import ImageTransform
+from tokentm.report.evaluation import write_report
 
 TEN = Scenes(10)
 
@@ -103,6 +105,59 @@ def test_only_correct_is_a_filter_and_the_figure_that_of_the_rows_left(ten: Resu
     assert found.value == pytest.approx(expected)
     assert found.count == len(right)
     assert ten.accuracy == pytest.approx(len(right) / 10)
+
+
+# --- photos ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return tokentm.evaluate(
+        "shapes", "shapes:8", ["gae", "center"], ["segmentation"], explained="target",
+        out=tmp_path_factory.mktemp("objects") / "run",
+    )  # fmt: skip
+
+
+def test_rows_tell_their_photo_and_photos_are_drawn(objects: Results) -> None:
+    rows = rows_of(objects)[::2]
+    assert [row["photo"] for row in rows] == [row["name"].rpartition("-")[0] for row in rows]
+    assert objects.photos() == tuple(row["photo"] for row in rows)
+    assert len(set(objects.photos())) == 8 < len(objects) == 10, "some scenes must show two objects"
+    assert {(one.estimate.count, one.estimate.photos) for one in objects.table(resamples=50)} == {(10, 8)}
+    right = [row["photo"] for row in rows if row["label"] == row["predicted"]]
+    assert objects.photos(only_correct=True) == tuple(right)
+    photos = {one.estimate.photos for one in objects.table(only_correct=True, resamples=50)}
+    assert photos == {len(set(right))}
+
+
+def test_a_data_set_that_tells_no_photos_has_one_for_each_image(ten: Results) -> None:
+    assert ten.photos() == tuple(TEN.key(index) for index in range(10))
+    assert {(one.estimate.count, one.estimate.photos) for one in ten.table(resamples=50)} == {(10, 10)}
+
+
+def as_format_1(run: Path, copy: Path) -> Results:
+    """The run as it was written before rows told their photo."""
+    copy.mkdir()
+    pq.write_table(pq.read_table(run / RESULTS).drop_columns(["photo"]), copy / RESULTS)
+    manifest = {**json.loads((run / MANIFEST).read_text()), "format": 1}
+    del manifest["identity"]
+    (copy / MANIFEST).write_text(json.dumps({"identity": identity(manifest), **manifest}))
+    return Results.read(copy)
+
+
+def test_runs_of_format_1_are_read_and_each_row_is_its_own_photo(objects: Results, tmp_path: Path) -> None:
+    old = as_format_1(objects.folder, tmp_path / "old")
+    assert len(set(old.photos())) == len(old) == 10
+    before, now = old.table(), objects.table()
+    assert [one.estimate.value for one in before] == [one.estimate.value for one in now]
+    assert {(one.estimate.count, one.estimate.photos) for one in before} == {(10, 10)}
+    assert [one.estimate.low for one in before] != [one.estimate.low for one in now]
+    write_report([old, objects], tmp_path / "both")
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "Over 10 images; ★" in page
+    assert "Over 10 objects in 8 photos; ★" in page
+    with pytest.raises(InputError, match=r"format \(2, there 1\)"):
+        tokentm.evaluate("shapes", "shapes:8", ["gae", "center"], ["segmentation"], explained="target", out=old.folder)
 
 
 def test_figures_do_not_depend_on_workers_or_on_who_reads(tmp_path: Path) -> None:

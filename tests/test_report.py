@@ -153,7 +153,7 @@ def test_a_browser_opens_it_sorts_its_tables_and_hides_its_curves(page: Path, tm
 
 def figure(method: str, value: float, better: bool | None = True) -> Figure:
     metric = Metric("50 % of_it", lambda rows, weights: weights.sum(1), better)  # noqa: ARG005
-    return Figure(method, "predicted", "perturbation", metric, Estimate(value, value - 1, value + 1, 4))
+    return Figure(method, "predicted", "perturbation", metric, Estimate(value, value - 1, value + 1, 4, 4))
 
 
 def test_the_best_is_no_floor_and_colours_run_from_worst_to_best() -> None:

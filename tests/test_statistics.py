@@ -1,6 +1,7 @@
 """Bootstrap intervals, paired differences and verdicts, against values that are known beforehand."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.support.unchecked import unchecked
 from tokentm.errors import InputError
 from tokentm.evaluate.protocols._figures import mean_metric, ratio
 from tokentm.evaluate.registry import PROTOCOLS, Metric, Rows
-from tokentm.evaluate.statistics import Difference, Estimate, estimate, paired, verdict
+from tokentm.evaluate.statistics import Difference, Estimate, counted, estimate, paired, verdict
 
 MEAN = mean_metric("score", lambda rows: rows["value"], True, "%", 1)
 
@@ -74,7 +75,7 @@ def test_equal_seeds_give_equal_numbers_and_nothing_else_is_touched() -> None:
 def test_resamples_come_in_portions_that_do_not_show() -> None:
     rows = rows_of(normal(50))
     whole = estimate(MEAN, rows)
-    with mutant("tokentm.evaluate.statistics", "max(1, _AT_ONCE // count)", "3"):
+    with mutant("tokentm.evaluate.statistics", "max(1, _AT_ONCE // len(shown))", "3"):
         found = estimate(MEAN, rows)
     assert (found.low, found.high) == pytest.approx((whole.low, whole.high), rel=1e-12)
 
@@ -138,10 +139,114 @@ def test_no_resamples_are_refused() -> None:
         estimate(MEAN, rows_of([1, 2]), resamples=0)
 
 
+# --- several rows of one photo ----------------------------------------------------------------------------------------
+
+CROWDED = ("a", "b", "a", "c", "d", "d", "d", "e", "f", "f", "g", "b")
+SINGLY = ("photos is None", "photos is None or photos")  # a mutation: every row is drawn by itself
+
+
+def of_photos(photos: Sequence[str], seed: int) -> np.ndarray:
+    """Values that photos share, with little of the rows' own."""
+    rng = np.random.default_rng(seed)
+    shared = {photo: rng.normal(50, 10) for photo in dict.fromkeys(photos)}
+    return np.array([shared[photo] + rng.normal(0, 1) for photo in photos])
+
+
+def interval_by_hand(rows: Rows, others: Rows, photos: Sequence[str], resamples: int, seed: int) -> tuple[float, float]:
+    """Of the difference of two mIoU: photos are drawn one by one, and all rows of each are added up."""
+    names = list(dict.fromkeys(photos))
+    figures = []
+    for drawn in np.random.default_rng(seed).integers(0, len(names), (resamples, len(names))):
+        at = [row for photo in drawn for row, name in enumerate(photos) if name == names[photo]]
+        iou = []
+        for columns in (rows, others):
+            tp, fp, fn, tn = (float(sum(columns[name][row] for row in at)) for name in ("tp", "fp", "fn", "tn"))
+            iou.append(50 * (tp / (tp + fp + fn) + tn / (tn + fp + fn)))
+        figures.append(iou[0] - iou[1])
+    low, high = np.quantile(figures, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def test_photos_are_drawn_with_all_their_rows() -> None:
+    rng = np.random.default_rng(4)
+    names = ("tp", "fp", "fn", "tn")
+    one, other = ({name: rng.integers(1, 100, 12).astype(np.float64) for name in names} for _ in range(2))
+    metric = PROTOCOLS["segmentation"].metrics(PROTOCOLS["segmentation"].config())[1]
+    found = paired(metric, one, other, CROWDED, resamples=500, seed=7)
+    expected = interval_by_hand(one, other, CROWDED, 500, 7)
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
+    assert (found.count, found.photos) == (12, 7)
+    with mutant("tokentm.evaluate.statistics", *SINGLY):
+        wrong = paired(metric, one, other, CROWDED, resamples=500, seed=7)
+    assert (wrong.low, wrong.high) != pytest.approx(expected, rel=1e-3)
+
+
+def test_rows_that_are_the_same_three_times_tell_no_more_than_once() -> None:
+    # Of two photos, both draws are the first in a quarter of the cases: the interval is all there is, 0 to 10. Six rows
+    # drawn singly are all from the first photo in one case of 64, so that the interval is narrower: from 10 / 6 on.
+    twice, six = rows_of([0, 10]), rows_of([0, 0, 0, 10, 10, 10])
+    photos = ("a", "a", "a", "b", "b", "b")
+    found, two = estimate(MEAN, six, photos, seed=3), estimate(MEAN, twice, seed=3)
+    assert (found.low, found.value, found.high) == (two.low, two.value, two.high) == (0, 5, 10)
+    assert (found.count, found.photos) == (6, 2)
+    singly = estimate(MEAN, six, seed=3)
+    assert (singly.low, singly.high) == pytest.approx((10 / 6, 50 / 6))
+    with mutant("tokentm.evaluate.statistics", *SINGLY):
+        assert estimate(MEAN, six, photos, seed=3).low == singly.low
+
+
+def test_photos_of_one_row_each_change_nothing() -> None:
+    values = normal(60)
+    names = tuple(f"{at:03}" for at in reversed(range(60)))  # in an order of their own
+    assert estimate(MEAN, rows_of(values), names) == estimate(MEAN, rows_of(values))
+    other = rows_of(np.where(np.arange(60) % 7 == 3, np.nan, 50.0))
+    assert paired(MEAN, rows_of(values), other, names) == paired(MEAN, rows_of(values), other)
+
+
+def test_nineteen_of_twenty_intervals_of_photos_hold_the_truth_and_those_of_rows_do_not() -> None:
+    photos = tuple(f"{at // 3}" for at in range(180))
+    inside = {"photos": 0, "rows": 0}
+    for seed in range(200):
+        rows = rows_of(of_photos(photos, seed))
+        for name, shown in (("photos", photos), ("rows", None)):
+            found = estimate(MEAN, rows, shown, resamples=300, seed=seed)
+            inside[name] += found.low < 50 < found.high
+    assert 180 <= inside["photos"] <= 198
+    assert inside["rows"] < 160
+
+
+def test_a_photo_without_a_value_is_not_drawn() -> None:
+    values = of_photos(CROWDED, 1)
+    values[[3, 4]] = np.nan  # the only row of one photo, and one of three
+    kept = np.isfinite(values)
+    found = estimate(MEAN, rows_of(values), CROWDED)
+    assert found == estimate(MEAN, rows_of(values[kept]), tuple(np.array(CROWDED)[kept].tolist()))
+    assert (found.count, found.photos) == (10, 6)
+
+
+def test_one_photo_has_a_figure_and_no_interval() -> None:
+    found = estimate(MEAN, rows_of([1, 3]), ("a", "a"))
+    assert (found.value, found.count, found.photos) == (2, 2, 1)
+    assert math.isnan(found.low)
+
+
+def test_a_photo_is_needed_for_each_row() -> None:
+    with pytest.raises(InputError, match="Got 1 photos for 2 rows"):
+        estimate(MEAN, rows_of([1, 2]), ("a",))
+
+
+def test_counts_tell_photos_where_they_show_several() -> None:
+    assert counted(500, 341) == "500 objects in 341 photos"
+    assert counted(2, 1) == "2 objects in 1 photo"
+    assert (counted(1, 1), counted(50_000, 50_000), counted(0, 0)) == ("1 image", "50,000 images", "0 images")
+
+
+# --- sentences ------------------------------------------------------------------------------------------------------
+
 LOWER = mean_metric("deletion", lambda rows: rows["value"], False, "", 2)
 NEITHER = mean_metric("mask share", lambda rows: rows["value"], None, "%", 1)
 # Not even around the value, as those of drawn images are.
-CLEAR, TURNED = Difference(3.14, 0.2, 5.2, 100), Difference(-3.14, -5.2, -0.2, 100)
+CLEAR, TURNED = Difference(3.14, 0.2, 5.2, 100, 100), Difference(-3.14, -5.2, -0.2, 100, 100)
 
 
 @pytest.mark.parametrize(
@@ -154,15 +259,16 @@ CLEAR, TURNED = Difference(3.14, 0.2, 5.2, 100), Difference(-3.14, -5.2, -0.2, 1
         (NEITHER, CLEAR, "TokenTM/libra is above GAE on mask share by 3.1 (95 %: 0.2 to 5.2)"),
         (NEITHER, TURNED, "GAE is above TokenTM/libra on mask share by 3.1 (95 %: 0.2 to 5.2)"),
         (
-            MEAN, Difference(-0.3, -1.9, 1.2, 1100),
+            MEAN, Difference(-0.3, -1.9, 1.2, 1100, 1100),
             "TokenTM/libra and GAE cannot be told apart on score (difference −0.3, 95 %: −1.9 to 1.2, 1,100 images)",
         ),
         (
-            LOWER, Difference(0.3, -1.2, 1.9, 100),
-            "TokenTM/libra and GAE cannot be told apart on deletion (difference 0.30, 95 %: −1.20 to 1.90, 100 images)",
+            LOWER, Difference(0.3, -1.2, 1.9, 500, 341),
+            "TokenTM/libra and GAE cannot be told apart on deletion (difference 0.30, 95 %: −1.20 to 1.90, "
+            "500 objects in 341 photos)",
         ),
         (
-            MEAN, Difference(1.0, math.nan, math.nan, 1),
+            MEAN, Difference(1.0, math.nan, math.nan, 1, 1),
             "TokenTM/libra and GAE cannot be compared on score: 1 image",
         ),
     ],
@@ -172,7 +278,7 @@ def test_verdicts(metric: Metric, difference: Difference, said: str) -> None:
 
 
 def test_what_is_decided_does_not_look_undecided() -> None:
-    near = Difference(-0.012, -0.03, -0.0049, 900)
+    near = Difference(-0.012, -0.03, -0.0049, 900, 900)
     assert verdict(MEAN, "a", "b", near) == "b beats a on score by 0.012 (95 %: 0.005 to 0.030)"
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.sentences import assert_one_sentence
-from tokentm.datasets.registry import Dataset
+from tokentm.datasets.registry import Dataset, photo_of
 from tokentm.errors import ImageError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -50,12 +50,17 @@ def keys(data: Dataset) -> list[str]:
     return [data.key(index) for index in range(len(data))]
 
 
+def photos(data: Dataset) -> list[str]:
+    return [photo_of(data, index) for index in range(len(data))]
+
+
 def check_contract(data: Dataset) -> None:
     """Names, order and digest hold; the data set can be sent to another process and says the same there."""
     assert isinstance(data, Dataset)
     assert len(set(keys(data))) == len(data) > 0
     sent = pickle.loads(pickle.dumps(data))  # noqa: S301  (it was made a line before)
     assert keys(sent) == keys(data)
+    assert photos(sent) == photos(data)
     assert sent.fingerprint() == data.fingerprint() == data.fingerprint()
     assert len(data.fingerprint()) == 64
     for index in range(len(data)):

@@ -134,12 +134,14 @@ class Record:
         photo: The file, here or in an object store.
         label: Index into the data set's class names, or into the model's classes where it has none.
         mask: Where its mask comes from.
+        photo_name: The same for every example of its photo; None where it is the only one.
     """
 
     key: str
     photo: Path | RemoteFile
     label: int | None = None
     mask: MaskSource | None = None
+    photo_name: str | None = None
 
 
 @final
@@ -194,6 +196,11 @@ class PhotoFiles:
     def key(self, index: int) -> str:
         """Name of an example, without reading it."""
         return self.records[index].key
+
+    def photo(self, index: int) -> str:
+        """See ``SeveralPerPhoto``."""
+        record = self.records[index]
+        return record.key if record.photo_name is None else record.photo_name
 
     def labels(self) -> tuple[int | None, ...]:
         """Labels of all examples, without reading them."""

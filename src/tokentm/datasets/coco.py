@@ -167,7 +167,7 @@ def open_coco(
             name = f"{photo['file_name']}:{names[label]}"
             outlines = tuple(parts[photo["id"]][label]), tuple(crowds[photo["id"]][label])
             mask = CocoMask(name, int(photo["height"]), int(photo["width"]), *outlines)
-            records.append(Record(name, folder / photo["file_name"], label, mask))
+            records.append(Record(name, folder / photo["file_name"], label, mask, photo["file_name"]))
     return PhotoFiles(f"coco:{place}", tuple(records), names, has_labels=True, has_masks=True)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tokentm._typing import Bool
 from tokentm.registry import Registry
 
-__all__ = ["DATASETS", "Dataset", "DatasetKind", "Example", "dataset"]
+__all__ = ["DATASETS", "Dataset", "DatasetKind", "Example", "SeveralPerPhoto", "dataset", "photo_of"]
 
 
 @final
@@ -78,6 +78,20 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Hex digest of what the data set holds (names, labels, file sizes): another digest, other data."""
         ...
+
+
+@runtime_checkable
+class SeveralPerPhoto(Protocol):
+    """What a ``Dataset`` also has if several of its examples may come from one photo: statistics draw photos."""
+
+    def photo(self, index: int) -> str:
+        """Name of the photo that an example comes from, without reading it."""
+        ...
+
+
+def photo_of(data: Dataset, index: int) -> str:
+    """Name of the photo that an example comes from; where the data set does not tell, each is a photo of its own."""
+    return data.photo(index) if isinstance(data, SeveralPerPhoto) else data.key(index)
 
 
 @final

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokentm.datasets._photos import digest
 from tokentm.datasets.labels import Labelled
-from tokentm.datasets.registry import Dataset, Example
+from tokentm.datasets.registry import Dataset, Example, photo_of
 
 __all__ = ["Sample"]
 
@@ -61,6 +61,10 @@ class Sample:
     def key(self, index: int) -> str:
         """See ``Dataset``."""
         return self.whole.key(self.indices[index])
+
+    def photo(self, index: int) -> str:
+        """See ``SeveralPerPhoto``."""
+        return photo_of(self.whole, self.indices[index])
 
     def labels(self) -> Sequence[int | None]:
         """Those of the examples drawn; none where the whole does not know them without reading."""

@@ -61,8 +61,11 @@ class ShapeScenes:
 
     def key(self, index: int) -> str:
         """Name of an example, without drawing it: ``"1003-00017-0"``, the series, scene and part."""
-        at, part = self.parts[index]
-        return f"{self.scenes.seed}-{at:05d}-{part}"
+        return f"{self.photo(index)}-{self.parts[index][1]}"
+
+    def photo(self, index: int) -> str:
+        """Name of the scene that an object is in, ``"1003-00017"``; see ``SeveralPerPhoto``."""
+        return f"{self.scenes.seed}-{self.parts[index][0]:05d}"
 
     def fingerprint(self) -> str:
         """Digest of the numbers that the scenes follow from."""

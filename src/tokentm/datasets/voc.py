@@ -75,7 +75,7 @@ def _records(root: Path, name: str, instances: bool) -> Iterator[Record]:
         return
     for label, mask in found:
         part = f"{CLASS_NAMES[label]}{mask.value}" if instances else CLASS_NAMES[label]
-        yield Record(f"{name}:{part}", photo, label, mask)
+        yield Record(f"{name}:{part}", photo, label, mask, name)
 
 
 def _classes(classes: Path) -> list[tuple[int, ClassMask]]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokentm._typing import Bool, Float
-from tokentm.datasets.registry import Dataset, Example
+from tokentm.datasets.registry import Dataset, Example, photo_of
 from tokentm.errors import ImageError, InputError, TokentmError
 from tokentm.models import ImageTransform
 
@@ -27,6 +27,7 @@ class Decoded:
     Attributes:
         indices: Of the images in the data set, good and bad, in order.
         names: Of the same.
+        photos: Names of the photos that they come from.
         labels: In the data set's own order; -1 where nobody said, or where the image cannot be read.
         failures: Why an image cannot be used, or None.
         images: Normalised input of the good ones, in order.
@@ -37,6 +38,7 @@ class Decoded:
 
     indices: tuple[int, ...]
     names: tuple[str, ...]
+    photos: tuple[str, ...]
     labels: tuple[int, ...]
     failures: tuple[str | None, ...]
     images: Float[Tensor, "b c y x"]
@@ -73,6 +75,7 @@ class Decoder:
         return Decoded(
             indices=indices,
             names=tuple(self.dataset.key(index) for index in indices),
+            photos=tuple(photo_of(self.dataset, index) for index in indices),
             labels=tuple(found.label if isinstance(found, _Seen) else -1 for found in read),
             failures=tuple(found if isinstance(found, str) else None for found in read),
             images=torch.stack([found.image for found in good]) if good else torch.empty(0, 3, 1, 1),

@@ -134,6 +134,12 @@ class Results:
             if name.startswith(prefix)
         }
 
+    def photos(self, only_correct: bool = False) -> tuple[str, ...]:
+        """Name of the photo that each image comes from, images in order; those of one photo are drawn together."""
+        # Runs of format 1 do not tell, so that each of their images is a photo of its own.
+        names = self._per_image("photo" if "photo" in self.columns else "index")
+        return tuple(str(name) for name in (names[self.correct] if only_correct else names))
+
     def table(self, only_correct: bool = False, resamples: int = 1000) -> tuple[Figure, ...]:
         """Every figure of every method under every protocol, with bootstrap intervals.
 
@@ -141,9 +147,9 @@ class Results:
             only_correct: Leave out images that the model gets wrong, or that have no label.
             resamples: Of the bootstrap; seeded by the run's own seed.
         """
-        seed = int(self.manifest["seed"])
+        seed, photos = int(self.manifest["seed"]), self.photos(only_correct)
         return tuple(
-            Figure(method, explained, protocol, metric, estimate(metric, rows, resamples=resamples, seed=seed))
+            Figure(method, explained, protocol, metric, estimate(metric, rows, photos, resamples=resamples, seed=seed))
             for protocol, metrics in self.metrics.items()
             for explained in self.explained
             for method in self.methods

@@ -94,6 +94,7 @@ class Sheet:
         columns: dict[str, Any] = {
             "index": pa.array(self._each_image(self._batch.indices), pa.int64()),
             "name": pa.array(self._each_image(self._batch.names), pa.string()),
+            "photo": pa.array(self._each_image(self._batch.photos), pa.string()),
             "label": _classes(self._each_image(self._labels)),
             "predicted": _classes(self._each_image(self._predicted)),
             "explained": pa.array(np.repeat(self._spec.explained, methods).tolist() * images, pa.string()),

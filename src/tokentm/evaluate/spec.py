@@ -16,7 +16,7 @@ from tokentm.session import Request
 __all__ = ["EXPLAINED", "ModelSpec", "RunSpec", "differences", "identity", "versions"]
 
 EXPLAINED: Final = ("predicted", "target")
-_FORMAT: Final = 1  # of the files in a run; another one is another run
+_FORMAT: Final = 2  # of the files in a run; another one is another run
 _PACKAGES: Final = ("tokentm", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "pyarrow")
 
 

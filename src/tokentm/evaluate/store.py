@@ -111,7 +111,7 @@ _FORMAT: Final[Mapping[str, Any]] = {
     "compression": "zstd",
     "compression_level": 3,
     "version": "2.6",
-    "use_dictionary": ["name", "explained", "method", "failure"],
+    "use_dictionary": ["name", "photo", "explained", "method", "failure"],
 }
 
 

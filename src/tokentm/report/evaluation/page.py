@@ -7,10 +7,11 @@ from typing import Any, Final
 from tokentm.evaluate.gallery import Picture, read_gallery
 from tokentm.evaluate.registry import PROTOCOLS
 from tokentm.evaluate.results import Figure
+from tokentm.evaluate.statistics import counted
 from tokentm.report.evaluation.curves import curve_groups
 from tokentm.report.evaluation.published import published_for
 from tokentm.report.evaluation.section import FLOORS, Section
-from tokentm.report.evaluation.tables import text_of
+from tokentm.report.evaluation.tables import over, text_of
 from tokentm.report.evaluation.verdicts import verdicts
 
 __all__ = ["section_view"]
@@ -51,7 +52,8 @@ def section_view(section: Section, tables: Tables, number: int, against: str | N
 def _facts(section: Section) -> Iterator[tuple[str, str]]:
     results = section.results
     failed = {name for names in results.failures().values() for name in names}
-    yield "images", f"{len(results):,}"
+    count, _, unit = counted(len(results), len(set(results.photos()))).partition(" ")
+    yield unit, count
     if results.labelled.any():
         yield "classified correctly", f"{results.accuracy:.1%}"
     yield "images with failures", f"{len(failed):,}"
@@ -63,11 +65,11 @@ def _facts(section: Section) -> Iterator[tuple[str, str]]:
 def _notes(section: Section, only_correct: bool) -> Iterator[str]:
     results = section.results
     if only_correct:
+        right = counted(int(results.correct.sum()), len(set(results.photos(only_correct))))
         wrong = int((results.labelled & ~results.correct).sum())
         yield (
-            f"The first tables, the curves and the verdicts count the {int(results.correct.sum()):,} images that the "
-            f"model classifies correctly; {wrong:,} misclassified ones are left out. The same tables over all images "
-            "follow."
+            f"The first tables, the curves and the verdicts count the {right} that the model classifies correctly; "
+            f"{wrong:,} misclassified ones are left out. The same tables over all images follow."
         )
     if set(results.methods) & set(FLOORS):
         yield (
@@ -79,12 +81,10 @@ def _notes(section: Section, only_correct: bool) -> Iterator[str]:
 def _tables(images: str, figures: Sequence[Figure]) -> Iterator[dict[str, Any]]:
     for protocol, explained in dict.fromkeys((figure.protocol, figure.explained) for figure in figures):
         chosen = [figure for figure in figures if (figure.protocol, figure.explained) == (protocol, explained)]
-        counts = {figure.estimate.count for figure in chosen}
-        over = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
         only = "" if images == "all" else ", correctly classified images"
         yield {
             "title": f"{protocol}: {explained} class{only}",
-            "note": f"{PROTOCOLS[protocol].summary}. {PROTOCOLS[protocol].paper}. Over {over} images; ★ is the best.",
+            "note": f"{PROTOCOLS[protocol].summary}. {PROTOCOLS[protocol].paper}. Over {over(chosen)}; ★ is the best.",
             "protocol": protocol,
             "explained": explained,
             "images": images,

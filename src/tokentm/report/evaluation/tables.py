@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tokentm.evaluate.results import Figure
-from tokentm.evaluate.statistics import printed
+from tokentm.evaluate.statistics import counted, printed
 from tokentm.report.evaluation.section import Section
 
-__all__ = ["COLUMNS", "latex", "summary", "text_of"]
+__all__ = ["COLUMNS", "latex", "over", "summary", "text_of"]
 
 COLUMNS: Final = (
     "model", "data", "images", "explained", "method", "protocol", "metric", "unit", "value", "low", "high", "count",
+    "photos",
 )  # fmt: skip
 _TEX: Final = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -37,7 +38,7 @@ def summary(tables: Iterable[tuple[Section, str, Sequence[Figure]]]) -> str:
                 [
                     manifest["model"]["name"], manifest["data"]["name"], images, figure.explained, figure.method,
                     figure.protocol, figure.metric.name, figure.metric.unit, repr(float(found.value)),
-                    repr(float(found.low)), repr(float(found.high)), int(found.count),
+                    repr(float(found.low)), repr(float(found.high)), int(found.count), int(found.photos),
                 ]
             )  # fmt: skip
     return text.getvalue()
@@ -52,9 +53,16 @@ def text_of(figure: Figure) -> tuple[str, str]:
     return value, f"{low} to {high}" if found.low == found.low else ""
 
 
+def over(figures: Iterable[Figure]) -> str:
+    """Return how much figures rest on: ``"200 images"``, or from the least to the most where they differ."""
+    counts = sorted({(figure.estimate.count, figure.estimate.photos) for figure in figures})
+    least, most = counted(*counts[0]), counted(*counts[-1])
+    return most if least == most else f"{least} to {most}"
+
+
 def latex(tables: Iterable[tuple[Section, str, Sequence[Figure]]]) -> str:
     r"""Return one booktabs table per section, explained class and protocol; needs ``\usepackage{booktabs}``."""
-    lines = ["% needs \\usepackage{booktabs}; brackets are 95 % bootstrap intervals over images"]
+    lines = ["% needs \\usepackage{booktabs}; brackets are 95 % bootstrap intervals over photos"]
     for section, images, figures in tables:
         keys = dict.fromkeys((figure.protocol, figure.explained) for figure in figures)
         for protocol, explained in keys:

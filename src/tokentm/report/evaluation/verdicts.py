@@ -54,9 +54,11 @@ def _said(
     methods = [method for method in ranked if method not in FLOORS]
     floors = [method for method in ranked if method in FLOORS]
 
+    photos = results.photos(only_correct)
+
     def difference(one: str, other: str) -> Difference:
         first, second = (results.rows(method, explained, protocol, only_correct) for method in (one, other))
-        return paired(metric, first, second, resamples=_RESAMPLES, seed=int(results.manifest["seed"]))
+        return paired(metric, first, second, photos, resamples=_RESAMPLES, seed=int(results.manifest["seed"]))
 
     if len(methods) > 1:
         yield verdict(metric, methods[0], methods[1], difference(methods[0], methods[1]))

@@ -24,7 +24,7 @@ from tokentm.report.evaluation import write_report
 from tokentm.report.evaluation.page import _standing
 from tokentm.report.evaluation.published import PUBLISHED
 from tokentm.report.evaluation.section import FLOORS, sections
-from tokentm.report.evaluation.tables import latex, text_of
+from tokentm.report.evaluation.tables import best_of, columns_of, latex, markdown, text_of
 from tokentm.session import Request
 
 BROWSER = next(
@@ -163,6 +163,64 @@ def test_the_best_is_no_floor_and_colours_run_from_worst_to_best() -> None:
     assert [_standing(one, lower) for one in lower] == [(0, False), (45, True)]
     assert _standing(figure("gae", 2.0, None), column) == (0, False)
     assert _standing(figure("gae", float("nan")), column) == (0, False)
+
+
+def test_one_rule_says_what_is_the_best() -> None:
+    assert best_of([figure("gae", 2.0), figure("rollout", 1.0), figure("center", 3.0), figure("random", 4.0)]) == {
+        "gae"
+    }
+    assert best_of([figure("gae", 2.0, False), figure("rollout", 1.0, False), figure("random", 0.5, False)]) == {
+        "rollout"
+    }
+    tied = [figure("gae", 2.0049), figure("rollout", 1.9951), figure("legrad", 1.9949)]
+    assert best_of(tied) == {"gae", "rollout"}, "2.00, 2.00 and 1.99"
+    assert best_of([figure("gae", -0.001), figure("rollout", 0.001)]) == {"gae", "rollout"}, "−0.00 and 0.00"
+    assert best_of([figure("gae", 2.0, None), figure("rollout", 1.0, None)]) == set()
+    assert best_of([figure("gae", float("nan")), figure("rollout", 1.0), figure("legrad", 0.0)]) == {"rollout"}
+    assert best_of([figure("gae", float("nan")), figure("rollout", 1.0), figure("center", 0.0)]) == set(), (
+        "none to beat"
+    )
+
+
+COLUMN = [figure("gae", 2.0), figure("raw_attention", 1.996), figure("rollout", -1.0), figure("center", 3.0)]
+
+
+def test_the_best_in_markdown() -> None:
+    assert markdown(COLUMN) == [
+        "| perturbation | 50 % of_it (%) ↑ |",
+        "|---|---|",
+        "| `gae` | **2.00** (1.00 to 3.00) |",
+        "| `raw_attention` | **2.00** (1.00 to 3.00) |",
+        "| `rollout` | −1.00 (−2.00 to 0.00) |",
+        "| `center` | 3.00 (2.00 to 4.00) |",
+    ]
+
+
+def test_the_best_in_latex_and_a_label_for_each_table(results: Results) -> None:
+    section = sections([results])[0]
+    table = latex([(section, "all", COLUMN), (section, "correct", COLUMN), (section, "all", COLUMN)])
+    assert table.count(r"gae & \textbf{2.00} {\scriptsize [1.00, 3.00]} \\") == 3
+    assert table.count(r"raw\_attention & \textbf{2.00} {\scriptsize [1.00, 3.00]} \\") == 3
+    assert table.count(r"center & 3.00 {\scriptsize [2.00, 4.00]} \\") == 3
+    assert table.count(r"\textbf") == 6
+    label = "tab:shapes-on-scenes-perturbation-predicted"
+    assert re.findall(r"\\label{(.*)}", table) == [label, f"{label}-correct", f"{label}-2"]
+    assert re.findall(r"(?m)^\\caption.*\n(?!\\label)", table) == [], "a label stands behind its caption"
+    assert latex([(section, "all", [figure("gae", float("nan"))])]).count("gae & -- ") == 1
+
+
+def test_the_page_marks_what_the_other_tables_mark(page: Path, results: Results) -> None:
+    marked = re.findall(r'<td class="cell best"[^>]*data-metric="([^"]*)" data-method="([^"]*)"', page.read_text())
+    expected = []
+    for only_correct in (True, False):
+        figures = results.table(only_correct)
+        for key in dict.fromkeys((one.protocol, one.explained) for one in figures):
+            columns = columns_of([one for one in figures if (one.protocol, one.explained) == key]).values()
+            expected += [(column[0].metric.name, method) for column in columns for method in best_of(column)]
+    assert sorted(marked) == sorted(expected)
+    assert expected
+    tex = (page.parent / "table.tex").read_text()
+    assert tex.count(r"\textbf") == len(expected)
 
 
 def test_text_of_a_figure_in_page_and_paper(results: Results) -> None:

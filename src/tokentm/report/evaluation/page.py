@@ -11,7 +11,7 @@ from tokentm.evaluate.statistics import counted
 from tokentm.report.evaluation.curves import curve_groups
 from tokentm.report.evaluation.published import published_for
 from tokentm.report.evaluation.section import FLOORS, Section
-from tokentm.report.evaluation.tables import over, text_of
+from tokentm.report.evaluation.tables import best_of, over, text_of
 from tokentm.report.evaluation.verdicts import verdicts
 
 __all__ = ["section_view"]
@@ -136,12 +136,12 @@ def _standing(figure: Figure, column: Sequence[Figure]) -> tuple[int, bool]:
     """How strongly a cell is coloured (from the worst of its column to the best), and whether it is the best."""
     better, mine = figure.metric.higher_is_better, float(figure.estimate.value)
     known = [float(other.estimate.value) for other in column if other.estimate.value == other.estimate.value]
-    if better is None or mine != mine or max(known) == min(known):
+    if better is None or mine != mine:
         return 0, False
+    best = figure.method in best_of(column)
+    if max(known) == min(known):
+        return 0, best
     share = (mine - min(known)) / (max(known) - min(known))
-    rivals = [float(other.estimate.value) for other in column if other.method not in FLOORS]
-    rivals = [value for value in rivals if value == value]
-    best = figure.method not in FLOORS and mine == (max(rivals) if better else min(rivals))
     return round(_DEEPEST * (share if better else 1 - share)), best
 
 

@@ -3,10 +3,12 @@
     python scripts/results.py [NAME…] [--kit ../shared/kit] [--out docs/results.md]
 
 Each table is one run of ``tokentm evaluate`` into ``out/results/NAME``, which goes on where it was interrupted; without
-names all are run. The page holds every run that is finished, under the command that made it.
+names all are run. The page holds every run that is finished, under the command that made it; the table of a run that is
+not at hand stays as it stands there.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokentm.errors import InputError
-from tokentm.evaluate.results import Figure, Results
+from tokentm.evaluate.results import Results
 from tokentm.evaluate.statistics import counted
 from tokentm.files import write_atomically
 from tokentm.report.evaluation.section import sections
-from tokentm.report.evaluation.tables import text_of
+from tokentm.report.evaluation.tables import markdown
 from tokentm.report.evaluation.verdicts import verdicts
 
 EIGHT = "tokentm,tokentm/libra,gae,rollout,raw_attention,attcat/libra,random,center"
@@ -30,6 +32,15 @@ MANY = (
     "conservative_lrp,lrp,partial_lrp,legrad,legrad/libra,gradcam,gradcam_tokens,raw_attention,rollout,random,center"
 )
 THOUSANDS = "rise,tis,vit_cx,tokentm,random"
+_WIDTH = 110  # letters in a line of a command
+_INTRODUCTION = """\
+# Results
+
+Made by `python scripts/results.py`; every figure with its 95 % bootstrap interval over photos. ↑ and ↓ say which end is
+good, bold is the best. `random` and `center` are floors: they look neither at the model nor at the class, and are never
+in bold. KIT is a folder outside the checkout with photos of ImageNet and COCO, CIFAR-10 and a DINOv2 model;
+[evaluate](evaluate.md#kit-and-the-data-set-kit) says what to put in its place.
+"""
 
 
 @dataclass(frozen=True)
@@ -133,38 +144,67 @@ def main() -> None:
             command = [str(Path(sys.executable).with_name(words[0])), *words[1:], "--out", str(given.runs / name)]
             if code := subprocess.run(command, check=False).returncode:  # noqa: S603  (the words are ours)
                 sys.exit(code)  # it has said why
+    before = given.out.read_text(encoding="utf-8") if given.out.exists() else ""
+    text = page(given.runs, before)
     with write_atomically(given.out) as path:
-        path.write_text(page(given.runs), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
-def page(runs: Path) -> str:
-    """The page, of all runs that are finished."""
-    lines = [
-        "# Results",
-        "",
-        "Made by `python scripts/results.py`; every figure with its 95 % bootstrap interval over images. `random` and",
-        "`center` are floors: they look neither at the model nor at the class. ↑ and ↓ say which end is good, bold is",
-        "the best. KIT is a folder outside the checkout with photos of ImageNet and COCO, CIFAR-10 and a DINOv2 model;",
-        "`tokentm datasets` says how the photos must lie.",
-    ]
+def page(runs: Path, before: str) -> str:
+    """The page, with what it said ``before`` of tables whose runs, or some of them, are not at hand."""
+    kept = _by_title(before)
+    parts = [_INTRODUCTION]
     for name, table in TABLES.items():
         if table.joins:
             continue
-        finished = dict(_finished(runs, [name, *(other for other in TABLES if TABLES[other].joins == name)]))
-        if name not in finished:
+        wanted = [name, *(other for other in TABLES if TABLES[other].joins == name)]
+        finished = dict(_finished(runs, wanted))
+        if len(finished) < len(wanted):
+            parts += [kept[table.title]] if table.title in kept else []
             continue
-        words = [TABLES[of].command("KIT", "KIT/cifar10_jpeg.tar.xz") for of in finished]
-        commands = [" ".join(command) for command in words]
-        lines += ["", f"## {table.title}", "", table.text, "", "```bash", *commands, "```", ""]
-        (together,) = sections(list(finished.values()))  # more than one: they differ in more than their methods
-        lines += section(together.results)
-    return "\n".join(lines) + "\n"
+        commands = [broken(TABLES[of].command("KIT", "KIT/cifar10_jpeg.tar.xz")) for of in wanted]
+        together = sections(list(finished.values()))
+        if len(together) > 1:
+            sys.exit(f"The runs {' and '.join(wanted)} differ in more than their methods; measure all of them again.")
+        found = section(together[0].results)
+        lines = [f"## {table.title}", "", table.text, "", "```bash", *commands, "```", "", *found]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _by_title(text: str) -> dict[str, str]:
+    """Sections of a page, heading and all, by their titles."""
+    found = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0].removeprefix("## "): part.rstrip("\n") + "\n" for part in found}
 
 
 def _finished(runs: Path, names: Sequence[str]) -> Iterator[tuple[str, Results]]:
     for name in names:
         with suppress(InputError):
             yield name, Results.read(runs / name)
+
+
+def broken(words: Sequence[str]) -> str:
+    """A command on lines that can be read: broken before an option, and a list that is too long after a comma.
+
+    A shell takes a backslash and the end of its line away, so that what goes on within a list is not indented.
+    """
+    first, *units = re.split(r" (?=--)", " ".join(words))  # an option and its value stay together
+    lines = [first]
+    for unit in units:
+        if len(lines[-1]) + len(unit) < _WIDTH - 2:
+            lines[-1] += f" {unit}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"  {unit}")
+    return "\n".join(piece for line in lines for piece in _at_commas(line))
+
+
+def _at_commas(line: str) -> Iterator[str]:
+    while len(line) > _WIDTH and (cut := line.rfind(",", 0, _WIDTH - 1) + 1):
+        yield line[:cut] + "\\"
+        line = line[cut:]
+    yield line
 
 
 def section(results: Results) -> list[str]:
@@ -176,29 +216,6 @@ def section(results: Results) -> list[str]:
         lines += [f"- **{heading}**: {' '.join(sentences)}"]
     for protocol in dict.fromkeys(figure.protocol for figure in figures):
         lines += ["", *markdown([figure for figure in figures if figure.protocol == protocol])]
-    return lines
-
-
-def markdown(figures: Sequence[Figure]) -> list[str]:
-    """A protocol's figures as a table: a row per method, a column per metric."""
-    names = list(dict.fromkeys(figure.metric.name for figure in figures))
-    heads, best = [], {}
-    for name in names:
-        column = [figure for figure in figures if figure.metric.name == name]
-        metric = column[0].metric
-        arrow = {None: "", True: " ↑", False: " ↓"}[metric.higher_is_better]
-        heads.append(f"{name}{f' ({metric.unit})' if metric.unit else ''}{arrow}")
-        if metric.higher_is_better is not None:
-            choose = max if metric.higher_is_better else min
-            best[name] = choose(float(figure.estimate.value) for figure in column)
-    lines = [f"| {figures[0].protocol} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    for method in dict.fromkeys(figure.method for figure in figures):
-        cells = []
-        for figure in (figure for figure in figures if figure.method == method):
-            value, interval = text_of(figure)
-            value = f"**{value}**" if float(figure.estimate.value) == best.get(figure.metric.name) else value
-            cells.append(f"{value} ({interval})" if interval else value)
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return lines
 
 

@@ -51,7 +51,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     """Lines that call ``tokentm``, without their comments."""
-    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
     return [line for line in (line.split(" #")[0].strip() for line in lines) if line.startswith("tokentm ")]
 
 

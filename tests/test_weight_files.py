@@ -1,5 +1,7 @@
 """Weight files with a named architecture: as a training loop, a wrapper or a compiler left them; what is no model."""
 
+import os
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.utils import CheckpointSaver
 from torch import Tensor, nn
 
 from tests.support.model_files import ARCH, refused
@@ -106,6 +109,36 @@ def test_a_weight_file_of_a_thousand_classes_gets_no_guessed_names(tmp_path: Pat
     bare = load_model(published).class_names
     assert bare is not None
     assert bare[0].startswith("tench")
+
+
+def test_a_checkpoint_as_the_training_script_of_timm_writes_it(tmp_path: Path, tiny: nn.Module) -> None:
+    safe = torch.serialization.get_safe_globals()
+    args = Namespace(model=ARCH, lr=5e-4, opt_betas=[0.9, 0.999], aa=None)
+    CheckpointSaver(
+        tiny, torch.optim.AdamW(tiny.parameters()), args=args, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path)
+    ).save_checkpoint(epoch=3, metric=71.2)
+    assert same_weights(load_model(tmp_path / "last.pth.tar", arch=ARCH).module, tiny)
+    assert torch.serialization.get_safe_globals() == safe  # what the user allows is as it was
+
+
+class Dangerous:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("hide", [lambda bad: bad, lambda bad: Namespace(output=bad)], ids=["bare", "in a namespace"])
+def test_a_dangerous_pickle_is_refused(tmp_path: Path, tiny: nn.Module, hide: Callable[[Any], Any]) -> None:
+    made = tmp_path / "made"
+    path = write(tmp_path, "a.pth", {"state_dict": tiny.state_dict(), "args": hide(Dangerous(made))})
+    refused(r"cannot be read as plain weights: .*pickled objects are", lambda: load_model(path, arch=ARCH))
+    assert not made.exists()
+    torch.load(path, weights_only=False)
+    assert made.exists()  # the file is as dangerous as it should be
 
 
 HEAD = torch.zeros(3, 192)

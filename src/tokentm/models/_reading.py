@@ -1,5 +1,6 @@
-"""Reading weight files and configurations, without ever unpickling one; failures become one sentence."""
+"""Reading weight files and configurations, without ever running what a file says; failures become one sentence."""
 
+import argparse
 import json
 import pickle
 import textwrap
@@ -42,11 +43,15 @@ LOAD_FAILURES: tuple[type[Exception], ...] = (
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors or torch file.
 
+    Of the objects that a pickle can hold only those of PyTorch's safe list are made, and ``argparse.Namespace``: the
+    training scripts of timm, DeiT and MAE put their options beside the weights, and a namespace is a bag of values
+    that runs nothing when it is made.
+
     Raises:
         ModelLoadError: It holds anything but tensors, or cannot be read.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # on pickles of other versions; what matters ends in an error
             state: Any = (
                 load_file(path)

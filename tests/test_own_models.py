@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tokentm
 from tests.support.fingerprint import differences, fingerprint
+from tests.support.sentences import assert_one_sentence
 from tests.support.unchecked import unchecked
 from tokentm.errors import InputError, UnsupportedModelError
 from tokentm.evaluate.runner import prepare
@@ -161,25 +162,39 @@ def test_checkpointing_of_a_part_is_off_while_it_is_recorded() -> None:
     assert not differences(before, fingerprint(hybrid))
 
 
-class RunsAgain(nn.Module):
-    """A feed-forward layer under a checkpoint that its author wrote."""
+def run_again(part: nn.Module, *, reentrant: bool) -> None:
+    """Put a part of a block under a checkpoint, as its author would write it."""
+    inner = part.forward
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        again: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+    def forward(x: Tensor, **_: Any) -> Tensor:
+        again: Tensor = checkpoint(inner, x, use_reentrant=reentrant)
         return again
 
+    part.forward = forward
 
-def test_a_checkpoint_inside_of_a_block_is_told() -> None:
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's, in the pass for the logits
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("part", ["attn", "mlp"])
+@pytest.mark.parametrize("method", ["gae", "lrp", "partial_lrp", "conservative_lrp", "attnlrp", "legrad", "gae/libra"])
+def test_a_checkpoint_inside_of_a_block_is_told(method: str, part: str, reentrant: bool) -> None:
     model = vit()
-    model.blocks[1].mlp = RunsAgain(model.blocks[1].mlp)
+    run_again(getattr(model.blocks[1], part), reentrant=reentrant)
     before = fingerprint(model)
-    with pytest.raises(UnsupportedModelError, match="switch gradient checkpointing off"):
-        relevance(model, "attnlrp")
+    with pytest.raises(UnsupportedModelError, match=r"torch\.utils\.checkpoint.* switch gradient ch") as told:
+        relevance(model, method)
+    assert_one_sentence(told.value)
     assert not differences(before, fingerprint(model))
+
+
+def test_a_method_without_gradients_does_not_mind_a_checkpoint() -> None:
+    model = vit()
+    plain = relevance(model, "rollout")
+    for block in model.blocks:
+        run_again(block.mlp, reentrant=False)
+    with pytest.raises(UnsupportedModelError, match="switch gradient checkpointing"):
+        relevance(model, "gae")
+    torch.testing.assert_close(relevance(model, "rollout"), plain, rtol=0, atol=0)
 
 
 # --- what hooks and instances add to a projection -----------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Record a model once: one forward pass, and one backward pass per target."""
 
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -8,11 +9,11 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, inf
 from torch.nn.functional import pad
-from torch.utils.checkpoint import CheckpointError
+from torch.utils import checkpoint
 
 from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
-from tokentm.errors import InputError, UnsupportedModelError
+from tokentm.errors import InputError, TokentmError, UnsupportedModelError
 from tokentm.models.anatomy import Anatomy
 from tokentm.models.vision_model import VisionModel
 from tokentm.taps import AttentionCall, AttentionTap, Taken, attached
@@ -217,12 +218,24 @@ def _backward(
     weights = torch.zeros_like(source).scatter_(1, target.to(source.device)[:, None], scale[:, None])
     try:
         grads = torch.autograd.grad(source, inputs, weights, retain_graph=keep)
-    except CheckpointError as error:
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError | TokentmError) or not _in_checkpoint(error):
+            raise
         raise UnsupportedModelError(
             "A part of the model runs again in the backward pass (torch.utils.checkpoint), where it cannot be "
             "recorded; switch gradient checkpointing off."
         ) from error
     return _unscaled(grads, scale) if half else grads
+
+
+def _in_checkpoint(error: RuntimeError) -> bool:
+    """Whether the error came while ``torch.utils.checkpoint`` ran a part of the model again.
+
+    Which error it is depends on what the part meets there: as many values as before but other ones, a rule's float64,
+    or the backward pass of ``use_reentrant=True``, which cannot be asked for single gradients.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == checkpoint.__file__ for frame, _ in frames)
 
 
 def _loss_scale(logits: Tensor, target: Tensor, score: Score) -> Tensor:

@@ -212,6 +212,11 @@ def _check_call(
         raise UnsupportedModelError(
             f"{where} runs attention more than once, so it has no single attention matrix; plain ViTs work."
         )
+    if taken.signals.needs_backward and not torch.is_grad_enabled():
+        raise UnsupportedModelError(
+            f"{where} runs its attention without gradients (torch.utils.checkpoint with use_reentrant=True, or "
+            "torch.no_grad), so none can be recorded; switch gradient checkpointing, or no_grad, off."
+        )
     if exotic or dropout_p or (query.shape != key.shape and not pooling):
         raise UnsupportedModelError(
             f"{where} attends causally, with dropout, with grouped queries or to other tokens than its own "

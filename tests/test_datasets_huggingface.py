@@ -157,7 +157,7 @@ def test_bad_tables(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with refused(DatasetError, r"needs a folder or a name"):
         open_huggingface()
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with refused(MissingExtraError, r"pip install 'tokentm\[datasets\]'"):
+    with refused(MissingExtraError, r"pip install '\.\[datasets\]' in a ch"):
         open_huggingface(tmp_path / "saved")
 
 

@@ -257,7 +257,10 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, *EVALUATE, "--engine", "ray"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "Error: The engine 'ray' needs ray, which is not installed; pip install 'tokentm[ray]'.\n"
+    assert done.stderr == (
+        "Error: The engine 'ray' needs ray, which is not installed; "
+        "pip install '.[ray]' in a checkout of tokentm brings it.\n"
+    )
 
 
 @pytest.mark.slow

@@ -116,5 +116,6 @@ def test_transformers_is_only_needed_for_its_models(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == (
-        "MissingExtraError hf is a transformers model and transformers is not installed; pip install 'tokentm[hf]'.\n"
+        "MissingExtraError hf needs transformers, which is not installed; "
+        "pip install '.[hf]' in a checkout of tokentm brings it.\n"
     ), done.stderr

@@ -56,6 +56,16 @@ class HubUnreachableError(ModelLoadError):
 class MissingExtraError(TokentmError, ImportError):
     """An optional dependency is needed and not installed."""
 
+    @classmethod
+    def of(cls, needed: str, extra: str) -> "MissingExtraError":
+        """Word the advice, the same everywhere.
+
+        Args:
+            needed: What needs which library, ``"The page needs gradio"``.
+            extra: Which of the package's extras has that library.
+        """
+        return cls(f"{needed}, which is not installed; pip install '.[{extra}]' in a checkout of tokentm brings it.")
+
 
 class ClusterError(TokentmError, RuntimeError):
     """A cluster cannot be reached or used, or its workers die."""

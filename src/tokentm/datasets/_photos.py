@@ -313,6 +313,4 @@ def needs(module: str, what: str, extra: str = "evaluate") -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         library = module.partition(".")[0]
-        raise MissingExtraError(
-            f"{what} is read with {library}, which is not installed; pip install 'tokentm[{extra}]'."
-        ) from error
+        raise MissingExtraError.of(f"{what} is read with {library}", extra) from error

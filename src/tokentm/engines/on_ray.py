@@ -78,7 +78,7 @@ class RayEngine:
 def check_installed() -> None:
     """Raise ``MissingExtraError`` unless Ray is installed."""
     if find_spec("ray") is None:
-        raise MissingExtraError("The engine 'ray' needs ray, which is not installed; pip install 'tokentm[ray]'.")
+        raise MissingExtraError.of("The engine 'ray' needs ray", "ray")
 
 
 @final

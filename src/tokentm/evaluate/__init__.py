@@ -33,9 +33,7 @@ def check_extra() -> None:
     """Raise ``MissingExtraError`` unless what evaluation needs beside the library is installed."""
     missing = [name for name in ("pyarrow", "jinja2") if find_spec(name) is None]
     if missing:
-        raise MissingExtraError(
-            f"Evaluation needs {' and '.join(missing)}, which is not installed; pip install 'tokentm[evaluate]'."
-        )
+        raise MissingExtraError.of(f"Evaluation needs {' and '.join(missing)}", "evaluate")
 
 
 def __getattr__(name: str) -> Any:

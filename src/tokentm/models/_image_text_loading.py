@@ -23,9 +23,7 @@ def from_open_clip(name: str) -> VisionModel:
     try:
         import open_clip
     except ImportError as error:
-        raise MissingExtraError(
-            f"open_clip:{name} needs open_clip, which is not installed; pip install 'tokentm[clip]'."
-        ) from error
+        raise MissingExtraError.of(f"open_clip:{name} needs open_clip", "clip") from error
     architecture, tag = _architecture(open_clip, name)
     # Weights are read as tensors only; nothing that comes with them is run.
     model = open_clip.create_model_from_pretrained(

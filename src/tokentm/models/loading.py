@@ -244,9 +244,7 @@ def _from_transformers(
     try:
         from transformers import AutoModelForImageClassification
     except ImportError as error:
-        raise MissingExtraError(
-            f"{name} is a transformers model and transformers is not installed; pip install 'tokentm[hf]'."
-        ) from error
+        raise MissingExtraError.of(f"{name} needs transformers", "hf") from error
     kinds = config.get("architectures")
     if isinstance(kinds, list) and any(kind in ("CLIPModel", "MetaClip2Model", "SiglipModel") for kind in kinds):
         from tokentm.models._image_text_loading import from_transformers

@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     if name != "serve":
         raise AttributeError(f"module 'tokentm.web' has no attribute {name!r}")
     if find_spec("gradio") is None:
-        raise MissingExtraError("The page needs gradio, which is not installed; pip install 'tokentm[web]'.")
+        raise MissingExtraError.of("The page needs gradio", "web")
     from tokentm.web import app
 
     return app.serve

@@ -18,6 +18,8 @@ NEEDED = (
     "tokentm/models/weights/shapes/config.json",
     "tokentm/models/weights/shapes/model.safetensors",
     "tokentm/models/weights/shapes/MODEL_CARD.md",
+    "tokentm/report/evaluation/parts.html.j2",
+    "tokentm/report/evaluation/style.css.j2",
     "tokentm/report/evaluation/template.html.j2",
 )
 IN_SOURCE = ("README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml", "CITATION.cff")

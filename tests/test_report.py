@@ -4,13 +4,13 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.scenes import Scenes, worker
 from tokentm.errors import InputError
@@ -21,15 +21,14 @@ from tokentm.evaluate.runner import execute
 from tokentm.evaluate.statistics import Estimate
 from tokentm.methods import METHODS
 from tokentm.report.evaluation import write_report
+from tokentm.report.evaluation.headlines import headlines
 from tokentm.report.evaluation.page import _standing
+from tokentm.report.evaluation.pictures import pictures
+from tokentm.report.evaluation.plot import plot, ticks
 from tokentm.report.evaluation.published import PUBLISHED
 from tokentm.report.evaluation.section import FLOORS, sections
 from tokentm.report.evaluation.tables import best_of, columns_of, latex, markdown, text_of
 from tokentm.session import Request
-
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(page: Path) ->
 def test_the_page_tells_failures_floors_settings_and_published_figures(page: Path) -> None:
     text = page.read_text()
     assert "scene-005 is damaged" in text
-    assert text.count('class="floor"') == 2 * text.count('<table class="figures"')
+    assert text.count('<tr class="floor"') == 2 * len(re.findall('<table class="(?:figures|matrix)"', text))
     assert "misclassified ones are left out" in text
     for shown in ("batch_size", "fingerprint", "fractions = 0.0, 0.1", "torch", "unverified", "53.10"):
         assert shown in text
@@ -106,46 +105,6 @@ def test_the_same_run_gives_the_same_files(page: Path, results: Results, tmp_pat
     again = write_report([results], tmp_path, only_correct=True, against="published", title="<b>Mine & yours</b>")
     for name in ("report.html", "summary.csv", "table.tex"):
         assert (again.parent / name).read_bytes() == (page.parent / name).read_bytes()
-
-
-@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome is installed")
-def test_a_browser_opens_it_sorts_its_tables_and_hides_its_curves(page: Path, tmp_path: Path) -> None:
-    probe = """
-    <script>
-    const wrong = []; addEventListener("error", event => wrong.push(event.message));
-    addEventListener("load", () => {
-      const table = document.querySelector("table.figures"), head = table.tHead.rows[0].cells[1];
-      const column = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[1].dataset.value));
-      head.querySelector("button").click(); const first = column();
-      head.querySelector("button").click(); const second = column();
-      const box = document.querySelector("input[data-curve]"); box.click();
-      const lines = [...document.querySelectorAll(`g[id^="${box.dataset.curve}--"]`)];
-      const ids = [...document.querySelectorAll("[id]")].map(element => element.id);
-      document.title = JSON.stringify({
-        first, second, hidden: lines.length && lines.every(line => line.style.display === "none"), wrong,
-        twice: ids.filter((id, at) => ids.indexOf(id) !== at), loaded: [...document.images].every(i => i.naturalWidth),
-        wide: document.documentElement.scrollWidth - innerWidth,
-      });
-    });
-    </script>
-    """
-    opened = tmp_path / "page.html"
-    opened.write_text(page.read_text().replace("</head>", f"{probe}</head>").replace('loading="lazy"', ""))
-    done = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=400,800", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", opened.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title is not None
-    seen = json.loads(title[1].replace("&quot;", '"'))
-    assert seen["first"] == sorted(seen["first"]), "AUC positive: lower is better, so the lowest comes first"
-    assert seen["second"] == sorted(seen["first"], reverse=True)
-    assert seen["hidden"]
-    assert seen["loaded"]
-    assert seen["wrong"] == []
-    assert seen["twice"] == []
-    assert seen["wide"] <= 0, "tables scroll in their frame, the page does not"
 
 
 # --- its parts ------------------------------------------------------------------------------------------------------
@@ -232,19 +191,90 @@ def test_text_of_a_figure_in_page_and_paper(results: Results) -> None:
     assert table.count("{") == table.count("}")
 
 
-def test_the_gallery_holds_the_best_and_the_worst(results: Results) -> None:
-    pictures = read_gallery(results.folder)
-    protocol, _, name = pictures[0].metric.partition(": ")
+def test_the_gallery_holds_the_best_the_worst_and_some_alike(results: Results) -> None:
+    found = read_gallery(results.folder)
+    protocol, _, name = found[0].metric.partition(": ")
     metric = next(metric for metric in results.metrics[protocol] if metric.name == name)
     for method in results.methods:
         values = per_image(metric, results.rows(method, "predicted", protocol))
         assert np.isnan(values[5]), "the damaged image has no figure"
-        best = [picture.value for picture in pictures if picture.method == method and picture.best]
-        worst = [picture.value for picture in pictures if picture.method == method and not picture.best]
+        drawn = [picture for picture in found if picture.method == method]
+        best, worst, alike = ([one.value for one in drawn if one.best is kind] for kind in (True, False, None))
         order = np.sort(values[np.isfinite(values)])
         expected = order if metric.higher_is_better else order[::-1]
         np.testing.assert_allclose(best, expected[::-1][:3])
         np.testing.assert_allclose(worst, expected[:3])
+        # Of the seven places 0 1 2 3 4 6 7 the middles of four equal parts.
+        np.testing.assert_allclose(alike, values[[0, 2, 4, 7]])
+    for picture in found:
+        for name in (picture.photo, picture.file):
+            with Image.open(results.folder / "gallery" / name) as drawn_file:
+                assert drawn_file.size == (256, 256)
+
+
+def test_a_gallery_of_an_older_version_is_shown_without_photos(results: Results, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(results.folder / "gallery", copied / "gallery")
+    index = copied / "gallery" / "gallery.json"
+    entries = [entry for entry in json.loads(index.read_text()) if entry["best"] is not None]
+    index.write_text(json.dumps([{name: entry[name] for name in entry if name != "photo"} for entry in entries]))
+    shown = pictures([copied])
+    assert shown["alike"] == []
+    assert [[word for word, _ in ends] for _, ends in shown["ends"]] == [["Best", "Worst"]] * 4
+    assert {one["photo"] for _, ends in shown["ends"] for _, found in ends for one in found} == {""}
+    assert pictures([tmp_path / "nowhere"])["note"] == ""
+
+
+def test_photos_stand_in_one_row_with_the_maps_of_all_methods(results: Results) -> None:
+    shown = pictures([results.folder])
+    assert [(method["name"], method["floor"]) for method in shown["methods"]] == [
+        ("gae", False), ("rollout", False), ("random", True), ("center", True),
+    ]  # fmt: skip
+    assert [row["image"] for row in shown["alike"]] == [f"scene-{place:03}" for place in (0, 2, 4, 7)]
+    assert all(seen["image"] == row["image"] for row in shown["alike"] for seen in row["maps"])
+
+
+def test_the_matrix_has_the_first_judged_figures_of_every_table(page: Path, results: Results) -> None:
+    table = {
+        "protocol": "saco", "explained": "target",
+        "columns": [{"name": "first", "better": ""}, {"name": "second", "better": "lower"}],
+        "rows": [
+            {"method": "gae", "floor": False, "cells": [{"metric": "first"}, {"metric": "second", "value": "2"}]},
+            {"method": "center", "floor": True, "cells": [{"metric": "first"}]},
+        ],
+    }  # fmt: skip
+    found = headlines([table])
+    assert found["groups"] == [{"protocol": "saco", "explained": "target", "columns": [table["columns"][1]]}]
+    assert [row["cells"] for row in found["rows"]] == [[{"metric": "second", "value": "2"}], [None]]
+    assert headlines([]) == {"groups": [], "rows": []}
+    wide = [{**table, "protocol": str(at), "columns": [table["columns"][1]] * 5} for at in range(6)]
+    assert [len(group["columns"]) for group in headlines(wide)["groups"]] == [2] * 6, "twelve columns in all"
+    matrix = page.read_text().partition('<table class="matrix">')[2].partition("</table>")[0]
+    metrics = [metric for kind in results.metrics.values() for metric in kind if metric.higher_is_better is not None]
+    first = [metric for metric in metrics if metric.name in ("AUC positive", "AUC negative", "AOPC")]
+    assert all(f">{metric.name}" in matrix for metric in first)
+    assert matrix.count("★") == 0, "the star is drawn by the style sheet"
+    assert matrix.count("cell best") >= matrix.count('scope="col" aria-sort') - 1
+
+
+def test_a_drawing_has_round_ticks_and_labels_that_have_room() -> None:
+    assert ticks(0.0, 0.9) == [0, 0.2, 0.4, 0.6, 0.8]
+    assert ticks(-3.0, 77.0) == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert ticks(1.0, 1.0) == [1]
+    flat, rising = np.ones((3, 3)), np.array([[0.0, 1, 2], [0, 0.5, 1], [0, 1.5, 3]])
+    missing = np.full((3, 3), np.nan)
+    drawn = plot(
+        np.array([0.0, 0.5, 1]), [flat, missing, rising, flat], ["a", "b", "transformer_attribution/libra", "d"]
+    )
+    assert [line.at for line in drawn.lines] == [0, 2, 3]
+    assert drawn.lines[1].label == "transfor…/libra"
+    # The range is 0 to 3 and three per cent of it on both sides: 1 lies at 1.09 / 3.18 of the way up.
+    height = round(drawn.base - 1.09 / 3.18 * (drawn.base - drawn.top), 1)
+    middle = round((drawn.left + drawn.right) / 2, 1)
+    assert drawn.lines[0].points == f"{drawn.left},{height} {middle},{height} {drawn.right},{height}"
+    assert abs(drawn.lines[0].label_y - drawn.lines[2].label_y) == pytest.approx(15)
+    assert drawn.lines[1].end[1] < height, "more is higher up"
+    assert plot(np.array([0.0, 1]), [missing[:, :2]], ["a"]).lines == ()
 
 
 def test_runs_with_other_images_stand_in_their_own_section(results: Results, tmp_path: Path) -> None:

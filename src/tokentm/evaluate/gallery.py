@@ -1,4 +1,4 @@
-"""Pictures of the images where each method does best and worst, drawn while the data set is at hand."""
+"""Maps beside their photos, drawn while the data set is at hand: where each method does best and worst, and others."""
 
 import io
 import json
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tokentm import render
-from tokentm._typing import Float
+from tokentm._typing import Float, Int
 from tokentm.errors import TokentmError
 from tokentm.evaluate.registry import Metric, Rows
 from tokentm.evaluate.results import Results
@@ -24,7 +24,8 @@ __all__ = ["GALLERY", "Picture", "per_image", "read_gallery", "write_gallery"]
 
 GALLERY: Final = "gallery"
 _EACH: Final = 3  # best and worst images per method
-_SIDE: Final = 192  # pixels; a report with a dozen methods stays a few megabytes
+_SHARED: Final = 4  # images that are shown for every method
+_SIDE: Final = 256  # pixels of the longer side; a report with a dozen methods stays a few megabytes
 _DISTINCT: Final = 0.9  # share of images whose figures differ from here on
 _AT_ONCE: Final = 64  # images whose own figures are computed together
 _INDEX: Final = "gallery.json"
@@ -37,9 +38,10 @@ class Picture:
 
     Attributes:
         file: Below the gallery's folder.
+        photo: The photo without the map, as the model saw it, below the same folder; empty in runs of older versions.
         method: Whose map it shows.
         explained: Which class was explained.
-        best: Whether it is among the best or the worst of its method.
+        best: Whether it is among the best or the worst of its method; None where it is shown for every method.
         image: Name of the image.
         metric: By which images were ordered, as in tables.
         value: Of this image alone.
@@ -50,12 +52,13 @@ class Picture:
     file: str
     method: str
     explained: str
-    best: bool
+    best: bool | None
     image: str
     metric: str
     value: float
     target: str
     probability: float
+    photo: str = ""
 
 
 def per_image(metric: Metric, rows: Rows) -> Float[np.ndarray, "i"]:
@@ -72,15 +75,24 @@ def per_image(metric: Metric, rows: Rows) -> Float[np.ndarray, "i"]:
 def write_gallery(results: Results, worker: Worker) -> None:
     """Draw the best and worst images of each method under the first figure that tells images apart.
 
+    A few further images are drawn for every method; they lie evenly in the data set, so that nobody chose them.
+
     Raises:
         OutputError: The run's folder cannot be written.
     """
     chosen = _telling(results)
-    pictures: list[Picture] = []
+    drawn: list[Picture | None] = []
     if chosen is not None:
-        for method in results.methods:
-            pictures += _of_method(results, worker, method, *chosen)
-    index = json.dumps([asdict(picture) for picture in pictures], indent=2, ensure_ascii=False) + "\n"
+        protocol, metric = chosen
+        rows = {method: results.rows(method, results.explained[0], protocol) for method in results.methods}
+        values = {method: per_image(metric, known) for method, known in rows.items() if known}
+        drawer = _Drawer(results, worker, f"{protocol}: {metric.name}", {})
+        alike = _evenly(np.flatnonzero(np.isfinite(list(values.values())).all(0)))
+        for method, own in values.items():
+            best, worst = _ends(own, bool(metric.higher_is_better))
+            for kind, places in ((None, alike), (True, best), (False, worst)):
+                drawn += [drawer.picture(method, place, kind, float(own[place])) for place in places.tolist()]
+    index = json.dumps([asdict(picture) for picture in drawn if picture], indent=2, ensure_ascii=False) + "\n"
     _write(writable_folder(results.folder / GALLERY) / _INDEX, index.encode(errors="backslashreplace"))
 
 
@@ -112,59 +124,88 @@ def read_gallery(folder: Path) -> tuple[Picture, ...]:
         return ()
 
 
-def _of_method(results: Results, worker: Worker, method: str, protocol: str, metric: Metric) -> list[Picture]:
-    explained = results.explained[0]
-    rows = results.rows(method, explained, protocol)
-    if not rows:
-        return []
-    values = per_image(metric, rows)
-    order = np.argsort(values if metric.higher_is_better else -values, kind="stable")
+def _ends(values: Float[np.ndarray, "i"], higher_is_better: bool) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Places of the best and of the worst images, the most extreme first."""
+    order = np.argsort(values if higher_is_better else -values, kind="stable")
     order = order[np.isfinite(values[order])]
     count = min(_EACH, len(order) // 2)
-    drawn = []
-    for best, places in ((True, order[::-1][:count]), (False, order[:count])):
-        for rank, place in enumerate(places.tolist(), 1):
-            file = f"{safe_stem(method)}-{'best' if best else 'worst'}-{rank}.png"
-            if _draw(results, worker, method, place, results.folder / GALLERY / file):
-                drawn.append(
-                    Picture(
-                        file=file,
-                        method=method,
-                        explained=explained,
-                        best=best,
-                        image=str(results.columns["name"][place, 0, 0]),
-                        metric=f"{protocol}: {metric.name}",
-                        value=float(values[place]),
-                        target=worker.model.class_name(int(results.columns["target"][place, 0, 0])),
-                        probability=float(results.columns["probability"][place, 0, 0]),
-                    )
-                )
-    return drawn
+    return order[::-1][:count], order[:count]
 
 
-def _draw(results: Results, worker: Worker, method: str, place: int, path: Path) -> bool:
-    grid = results.relevance(place, method, results.explained[0])
-    try:
-        seen = worker.spec.transform.seen(worker.dataset[place].photo)
-    except (TokentmError, OSError):  # it could be read a minute ago; the figures stand without its picture
-        return False
-    if grid is None:
-        return False
-    seen = _at_most(seen)
+def _evenly(places: Int[np.ndarray, "i"]) -> Int[np.ndarray, "n"]:
+    """A few of them at equal distances: the middles of as many equal parts."""
+    count = min(_SHARED, len(places))
+    chosen: np.ndarray = places[((np.arange(count) + 0.5) * len(places) / max(1, count)).astype(int)]
+    return chosen
+
+
+@final
+@dataclass(frozen=True)
+class _Drawer:
+    """Draws maps of one run, and each photo once: ``seen`` holds what was read, None where it could not be."""
+
+    results: Results
+    worker: Worker
+    metric: str
+    seen: dict[int, Image.Image | None]
+
+    def picture(self, method: str, place: int, best: bool | None, value: float) -> Picture | None:
+        """Write a map and its photo; None where either cannot be had."""
+        results, explained = self.results, self.results.explained[0]
+        photo, grid = self._photo(place), results.relevance(place, method, explained)
+        if photo is None or grid is None:
+            return None
+        file = f"{safe_stem(method)}-{place}.jpg"
+        _save(_covered(photo, grid, method), results.folder / GALLERY / file)
+        columns = results.columns
+        return Picture(
+            file=file,
+            photo=_photo_name(place),
+            method=method,
+            explained=explained,
+            best=best,
+            image=str(columns["name"][place, 0, 0]),
+            metric=self.metric,
+            value=value,
+            target=self.worker.model.class_name(int(columns["target"][place, 0, 0])),
+            probability=float(columns["probability"][place, 0, 0]),
+        )
+
+    def _photo(self, place: int) -> Image.Image | None:
+        if place not in self.seen:
+            try:
+                read = self.worker.spec.transform.seen(self.worker.dataset[place].photo)
+            except (TokentmError, OSError):  # it could be read a minute ago; the figures stand without its picture
+                self.seen[place] = None
+                return None
+            self.seen[place] = photo = _at_most(read)
+            _save(photo, self.results.folder / GALLERY / _photo_name(place))
+        return self.seen[place]
+
+
+def _photo_name(place: int) -> str:
+    return f"photo-{place}.jpg"  # no method is named so
+
+
+def _covered(photo: Image.Image, grid: Float[np.ndarray, "gy gx"], method: str) -> Image.Image:
     signed = METHODS[method.partition("/")[0]].signed
-    maps = render.upsample(torch.from_numpy(grid)[None], (seen.height, seen.width))
+    maps = render.upsample(torch.from_numpy(grid)[None], (photo.height, photo.width))
     scaled = (render.scale_signed(maps) if signed else render.scale01(maps))[0]
-    content = io.BytesIO()
-    render.overlay(seen, scaled.numpy(), signed=signed, min_side=1).save(content, "PNG", optimize=True)
-    writable_folder(path.parent)
-    _write(path, content.getvalue())
-    return True
+    return render.overlay(photo, scaled.numpy(), signed=signed, min_side=1)
 
 
 def _at_most(picture: Image.Image) -> Image.Image:
     factor = _SIDE / max(picture.size)
     size: Sequence[int] = [max(1, round(side * factor)) for side in picture.size]
     return picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """As JPEG with all of its colour, a fifth of a PNG; nobody sees the difference at this quality."""
+    content = io.BytesIO()
+    picture.convert("RGB").save(content, "JPEG", quality=90, subsampling=0, optimize=True)
+    writable_folder(path.parent)
+    _write(path, content.getvalue())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tokentm import __version__
 from tokentm.errors import InputError
 from tokentm.evaluate.results import Results
 from tokentm.files import writable_folder, write_atomically
+from tokentm.report.evaluation.curves import COLOURS
 from tokentm.report.evaluation.page import section_view
+from tokentm.report.evaluation.plot import HEIGHT, WIDTH
 from tokentm.report.evaluation.section import Section, sections
 from tokentm.report.evaluation.tables import latex, summary
 
@@ -17,6 +19,7 @@ __all__ = ["CSV", "HTML", "TEX", "write_report"]
 HTML: Final = "report.html"
 CSV: Final = "summary.csv"
 TEX: Final = "table.tex"
+_HEADING: Final = "How far to trust explanations"
 
 
 def write_report(
@@ -36,7 +39,7 @@ def write_report(
         folder: Made when it does not exist.
         only_correct: Leave misclassified images out of the first tables; both are shown.
         against: ``"published"`` lays figures from papers beside.
-        title: Heading of the page.
+        title: Heading of the page, and its title.
 
     Returns:
         Path of the page.
@@ -61,7 +64,7 @@ def write_report(
         section_view(section, [(images, figures) for owner, images, figures in tables if owner is section], at, against)
         for at, section in enumerate(found, 1)
     ]
-    page = _render(title or _title(found), views)
+    page = _render(title or _title(found), title or _HEADING, views)
     for name, text in ((CSV, summary(tables)), (TEX, latex(tables)), (HTML, page)):
         with write_atomically(root / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -69,18 +72,24 @@ def write_report(
 
 
 def _title(found: Sequence[Section]) -> str:
-    return f"How far to trust explanations: {found[0].title}" if len(found) == 1 else "How far to trust explanations"
+    return f"{_HEADING}: {found[0].title}" if len(found) == 1 else _HEADING
 
 
-def _render(title: str, views: Sequence[dict[str, object]]) -> str:
+def _render(title: str, heading: str, views: Sequence[dict[str, Any]]) -> str:
     import jinja2
-    from markupsafe import Markup
 
     loader = jinja2.PackageLoader("tokentm.report.evaluation", "")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["drawing"] = Markup  # drawings are our own; every other text is escaped
     return environment.get_template("template.html.j2").render(
-        title=title, sections=views, version=__version__, level="95 %"
+        title=title,
+        heading=heading,
+        sections=views,
+        version=__version__,
+        level="95 %",
+        width=WIDTH,
+        height=HEIGHT,
+        colours=COLOURS,
+        most=max((len(group.legend) for view in views for group in view["curves"]), default=0),
     )

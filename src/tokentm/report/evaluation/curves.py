@@ -1,7 +1,5 @@
 """What happens to the model as an image is taken apart, step by step: one small drawing per curve of a protocol."""
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -11,17 +9,16 @@ import numpy as np
 from tokentm._typing import Float
 from tokentm.evaluate.results import Results
 from tokentm.files import safe_stem
+from tokentm.report.evaluation.plot import Plot, plot
 from tokentm.report.evaluation.section import FLOORS
 
-__all__ = ["CurveGroup", "curve_groups"]
+__all__ = ["COLOURS", "CurveGroup", "curve_groups"]
 
-# Okabe and Ito's colours, which readers with any kind of colour vision tell apart, without black (the ink of one
-# theme is the paper of the other) and yellow (invisible on white); beyond them the dashes change.
-_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-_DASHES: Final = ("", "6 2", "2 2", "7 2 2 2")
-_FLOOR: Final = "#888888"
+COLOURS: Final = 6
+"""Colours of the page's style sheet, which has them for light and for dark paper."""
+# Neighbours differ in both; twenty-four methods pass before colour and dashes come together again.
+_DASHES: Final = ("", "7 3", "2 2.5", "9 3 2 3")
 _FLOOR_DASHES: Final = {"random": "1 3", "center": "4 4"}
-_INK: Final = "#010203"  # stands for the page's own text colour
 _RESAMPLES: Final = 400
 _BLOCK: Final = 50  # resamples drawn at once: memory does not grow with their number
 
@@ -29,10 +26,9 @@ _BLOCK: Final = 50  # resamples drawn at once: memory does not grow with their n
 @final
 @dataclass(frozen=True)
 class LegendEntry:
-    """How a method is drawn: ``key`` begins the ids of its lines, ``dash`` is as in SVG."""
+    """How a method is drawn: ``colour`` ends the name of a class of the style sheet, ``dash`` is as in SVG."""
 
     method: str
-    key: str
     colour: str
     dash: str
 
@@ -40,10 +36,11 @@ class LegendEntry:
 @final
 @dataclass(frozen=True)
 class CurveFigure:
-    """One drawing: its title and its SVG."""
+    """One drawing: its title, what its level axis says, and where everything lies."""
 
     title: str
-    svg: str
+    steps: str
+    plot: Plot
 
 
 @final
@@ -64,7 +61,7 @@ def curve_groups(results: Results, only_correct: bool, key: str) -> tuple[CurveG
     Args:
         results: Of the run.
         only_correct: Leave out images that the model gets wrong.
-        key: Begins every id, so that ids differ between the sections of a page.
+        key: Begins the key of every group, so that keys differ between the sections of a page.
     """
     return tuple(
         group
@@ -81,21 +78,24 @@ def _group(
     names = _shown(next(iter(rows.values())))
     if not names:
         return None
-    prefix = safe_stem(f"{key} {protocol} {explained}")
-    legend = _legend(results.methods, prefix)
+    legend = _legend(results.methods)
     seed = int(results.manifest["seed"])
     figures = []
     for name in names:
-        bands = [_band(rows[entry.method][name], seed) for entry in legend]
-        figures.append(CurveFigure(_title(name), _draw(name, _steps(name, config, bands), bands, legend)))
+        scale = 100 if name.endswith("hit") else 1
+        bands = [scale * _band(rows[method][name], seed) for method in results.methods]
+        label, steps = _steps(name, config, bands)
+        title = _title(name) + (" (%)" if scale == 100 else "")
+        figures.append(CurveFigure(title, label, plot(steps, bands, results.methods)))
     note = (
-        "Mean over images with 95 % bootstrap bands; tick a box to hide or show a method. Positive (MIF, deletion): "
-        "the most relevant parts go first, and lower is better; negative (LIF): the least relevant first, and higher "
-        "is better."
+        "Mean over images. Positive (MIF, deletion): the most relevant parts go first, and lower is better; negative "
+        "(LIF): the least relevant first, and higher is better."
     )
     if protocol == "saco":
         note = "Groups of pixels, most relevant first: what the map says of each, and what the model loses without it."
-    return CurveGroup(prefix, f"Curves: {protocol}, {explained} class", note, legend, tuple(figures))
+    return CurveGroup(
+        safe_stem(f"{key} {protocol} {explained}"), f"{protocol}: {explained} class", note, legend, tuple(figures)
+    )
 
 
 def _shown(rows: Any) -> list[str]:
@@ -139,68 +139,13 @@ def _band(values: Float[np.ndarray, "i p"], seed: int) -> Float[np.ndarray, "3 p
     return np.stack([known.mean(0), low, high])
 
 
-def _legend(methods: Sequence[str], prefix: str) -> tuple[LegendEntry, ...]:
+def _legend(methods: Sequence[str]) -> tuple[LegendEntry, ...]:
     entries, at = [], 0
     for method in methods:
-        key = f"{prefix}-{safe_stem(method.replace('/', ' under '))}"
         if method in FLOORS:
-            entries.append(LegendEntry(method, key, _FLOOR, _FLOOR_DASHES[method]))
+            entries.append(LegendEntry(method, "floor", _FLOOR_DASHES[method]))
             continue
-        colour, dash = _COLOURS[at % len(_COLOURS)], _DASHES[at // len(_COLOURS) % len(_DASHES)]
-        entries.append(LegendEntry(method, key, colour, dash))
+        dash = _DASHES[(at + at // 12) % len(_DASHES)]
+        entries.append(LegendEntry(method, str(at % COLOURS), dash))
         at += 1
     return tuple(entries)
-
-
-def _draw(
-    name: str,
-    steps: tuple[str, Float[np.ndarray, "p"]],
-    bands: Sequence[Float[np.ndarray, "3 p"]],
-    legend: Sequence[LegendEntry],
-) -> str:
-    # Built by hand and not through pyplot, whose global state belongs to the user.
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"{legend[0].key}-{name}",
-        "font.size": 10,
-        "lines.scale_dashes": False,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained", facecolor="none")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot(facecolor="none")
-        label, at = steps
-        scale = 100 if name.endswith("hit") else 1
-        for entry, (mean, low, high) in zip(legend, bands, strict=True):
-            line = {"linestyle": _linestyle(entry.dash), "color": entry.colour, "linewidth": 1.8}
-            axes.plot(at, scale * mean, gid=f"{entry.key}--line-{name}", **line)
-            shade = axes.fill_between(at, scale * low, scale * high, color=entry.colour, alpha=0.12, linewidth=0)
-            shade.set_gid(f"{entry.key}--band-{name}")
-        axes.set_xlabel(label, color=_INK)
-        axes.set_title(_title(name) + (" (%)" if scale == 100 else ""), color=_INK, fontsize=11)
-        axes.tick_params(colors=_INK)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_INK)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    return _inline(text.getvalue())
-
-
-def _linestyle(dash: str) -> Any:
-    return "-" if not dash else (0, tuple(float(part) for part in dash.split()))
-
-
-def _inline(document: str) -> str:
-    """The drawing itself without the file's head, in the colours and the font of the page."""
-    svg = document[document.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="(?![^"]*--)[^"]*"', "<g", svg)  # "axes_1" and the like are in every drawing; ids are ours
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1; font-family: system-ui, sans-serif", svg)
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )

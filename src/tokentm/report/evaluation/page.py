@@ -1,14 +1,14 @@
 """What the report shows, as plain values for its template."""
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from tokentm.evaluate.gallery import Picture, read_gallery
 from tokentm.evaluate.registry import PROTOCOLS
 from tokentm.evaluate.results import Figure
 from tokentm.evaluate.statistics import counted
 from tokentm.report.evaluation.curves import curve_groups
+from tokentm.report.evaluation.headlines import headlines
+from tokentm.report.evaluation.pictures import pictures
 from tokentm.report.evaluation.published import published_for
 from tokentm.report.evaluation.section import FLOORS, Section
 from tokentm.report.evaluation.tables import best_of, over, text_of
@@ -33,16 +33,17 @@ def section_view(section: Section, tables: Tables, number: int, against: str | N
     """
     results = section.results
     only_correct = tables[0][0] == "correct"
-    gallery = list(_gallery(section))
+    views = [view for images, figures in tables for view in _tables(images, figures)]
     return {
+        "key": f"s{number}",
         "title": section.title,
         "facts": list(_facts(section)),
         "notes": list(_notes(section, only_correct)),
         "verdicts": verdicts(results, tuple(tables[0][1]), only_correct),
-        "tables": [view for images, figures in tables for view in _tables(images, figures)],
+        "headlines": headlines([view for view in views if view["images"] == tables[0][0]]),
+        "tables": views,
         "curves": curve_groups(results, only_correct, f"s{number}"),
-        "gallery": gallery,
-        "gallery_note": _gallery_note(section),
+        "pictures": pictures(section.folders),
         "failures": list(_failures(section)),
         "published": list(_published(tables[0][1])) if against == "published" else [],
         "settings": list(_settings(results.manifest)),
@@ -143,36 +144,6 @@ def _standing(figure: Figure, column: Sequence[Figure]) -> tuple[int, bool]:
         return 0, best
     share = (mine - min(known)) / (max(known) - min(known))
     return round(_DEEPEST * (share if better else 1 - share)), best
-
-
-def _gallery(section: Section) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for folder in section.folders:
-        pictures = read_gallery(folder)
-        for method in dict.fromkeys(picture.method for picture in pictures):
-            shown = [_picture(folder, picture) for picture in pictures if picture.method == method]
-            yield method, shown
-
-
-def _picture(folder: Any, picture: Picture) -> dict[str, Any]:
-    content = (folder / "gallery" / picture.file).read_bytes()
-    return {
-        "best": picture.best,
-        "image": picture.image,
-        "value": f"{picture.value:.3g}".replace("-", "−"),
-        "target": picture.target,
-        "probability": f"{picture.probability:.0%}",
-        "uri": f"data:image/png;base64,{base64.b64encode(content).decode()}",
-    }
-
-
-def _gallery_note(section: Section) -> str:
-    first = next((picture for folder in section.folders for picture in read_gallery(folder)), None)
-    if first is None:
-        return ""
-    return (
-        f"Per method, the images with the best and the worst “{first.metric}”, explained for the {first.explained} "
-        "class; below each its own figure, its name, the class and the class's probability."
-    )
 
 
 def _failures(section: Section) -> Iterator[dict[str, Any]]:

@@ -195,6 +195,27 @@ def test_bad_files_get_a_sentence_and_the_server_lives_on(page: "Page", content:
     assert page.is_hidden("#alert")
 
 
+def test_progress_is_drawn_by_the_page_and_moves_nothing(page: "Page") -> None:
+    tabs = page.locator(".tabs").bounding_box()
+    ring, bar, filled = page.evaluate(
+        "() => { for (const id of ['cancel', 'progress']) document.getElementById(id).hidden = false;"
+        " document.getElementById('progress').value = 0.5; document.getElementById('status').classList.add('busy');"
+        " const s = getComputedStyle(document.getElementById('status'), '::before');"
+        " const p = document.getElementById('progress').getBoundingClientRect();"
+        " return [s.borderBottomWidth, getComputedStyle(document.getElementById('progress')).appearance,"
+        " [p.x, p.y, p.width, p.height]]; }"
+    )
+    assert (ring, bar) == ("2px", "none")
+    assert page.locator(".tabs").bounding_box() == tabs
+    x, y, width, height = filled
+    shot = page.screenshot(clip={"x": x, "y": y + height / 2, "width": width, "height": 1})
+    colours = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))[0]
+    mark, line = (11, 92, 173), (211, 217, 223)
+    assert tuple(colours[len(colours) // 4]) == mark
+    assert tuple(colours[3 * len(colours) // 4]) == line
+    page.evaluate("() => document.getElementById('status').classList.remove('busy')")
+
+
 FOCUSED = """() => { const a = document.activeElement, d = a.dataset;
   return a.id || (d.index && 'class') || (d.photo && 'example') || d.kind || a.tagName; }"""
 

@@ -20,9 +20,8 @@ from tokentm.errors import InputError
 from tokentm.evaluate.results import Results
 from tokentm.evaluate.statistics import counted
 from tokentm.files import write_atomically
-from tokentm.report.evaluation.section import sections
+from tokentm.report.evaluation.findings import Findings, find
 from tokentm.report.evaluation.tables import markdown
-from tokentm.report.evaluation.verdicts import verdicts
 
 EIGHT = "tokentm,tokentm/libra,gae,rollout,raw_attention,attcat/libra,random,center"
 # All methods of at most some fifty passes an image, and those of up to thousands.
@@ -163,11 +162,10 @@ def page(runs: Path, before: str) -> str:
             parts += [kept[table.title]] if table.title in kept else []
             continue
         commands = [broken(TABLES[of].command("KIT", "KIT/cifar10_jpeg.tar.xz")) for of in wanted]
-        together = sections(list(finished.values()))
-        if len(together) > 1:
+        found = find(list(finished.values()))
+        if len(found) > 1:
             sys.exit(f"The runs {' and '.join(wanted)} differ in more than their methods; measure all of them again.")
-        found = section(together[0].results)
-        lines = [f"## {table.title}", "", table.text, "", "```bash", *commands, "```", "", *found]
+        lines = [f"## {table.title}", "", table.text, "", "```bash", *commands, "```", "", *section(found[0])]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -207,15 +205,14 @@ def _at_commas(line: str) -> Iterator[str]:
     yield line
 
 
-def section(results: Results) -> list[str]:
+def section(findings: Findings) -> list[str]:
     """What one run found: verdicts and a table per protocol."""
-    figures = results.table()
+    results = findings.section.results
     count = counted(len(results), len(set(results.photos())))
     lines = [f"{count}, {results.accuracy:.1%} classified correctly.", ""]
-    for heading, sentences in verdicts(results, figures, only_correct=False):
-        lines += [f"- **{heading}**: {' '.join(sentences)}"]
-    for protocol in dict.fromkeys(figure.protocol for figure in figures):
-        lines += ["", *markdown([figure for figure in figures if figure.protocol == protocol])]
+    lines += [f"- **{heading}**: {' '.join(sentences)}" for heading, sentences in findings.verdicts]
+    for _, figures in findings.protocols(findings.tables[0][1]):
+        lines += ["", *markdown(figures)]
     return lines
 
 

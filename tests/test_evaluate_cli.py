@@ -1,6 +1,7 @@
 """``tokentm evaluate`` and ``tokentm report`` as processes: what they print, write and refuse."""
 
 import json
+import re
 import resource
 import signal
 import subprocess
@@ -15,7 +16,10 @@ from PIL import Image
 import tokentm
 from tests.support.command import COMMAND, Done, environment, run, tree
 from tokentm.datasets.shapes import CLASS_NAMES, scene
+from tokentm.evaluate.results import Results
 from tokentm.report.evaluation import write_report
+from tokentm.report.evaluation.findings import find
+from tokentm.report.evaluation.tables import best_of, columns_of, text_of
 
 CHEAP = ["--model", "shapes", "--device", "cpu", "--workers", "0", "--methods", "gae,center"]
 SEGMENT = [*CHEAP, "--protocols", "segmentation"]
@@ -84,6 +88,60 @@ def test_runs_are_merged_into_one_report(tmp_path: Path) -> None:
         line for name in ("gae", "center") for line in (tmp_path / name / "summary.csv").read_text().splitlines()[1:]
     ]
     assert sorted(lines) == sorted(apart)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    methods = ["gae", "rollout", "center"]
+    return tokentm.evaluate("shapes", "shapes:8", methods, ["segmentation", "saco"], explained="both", out=folder)
+
+
+def tables_of(text: str) -> dict[str, list[str]]:
+    """Lines of each table of the terminal, and of what stands beneath it, by its heading."""
+    blocks = [block.splitlines() for block in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).split("\n\n")]
+    return {block[0]: block[1:] for block in blocks if " is the best" in block[0]}
+
+
+def test_a_pipe_gets_aligned_tables_with_intervals_and_the_verdicts(finished: Results) -> None:
+    done = run(["report", finished.folder], finished.folder.parent)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1].startswith("Report: ")
+    tables = tables_of(done.out)
+    about = "10 objects in 8 photos; * is the best; in brackets 95 % intervals"
+    assert list(tables) == [
+        f"{protocol}, {kind} class: {about}"
+        for protocol in ("segmentation", "saco")
+        for kind in ("predicted", "target")
+    ]
+    findings = find([finished])[0]
+    for (heading, figures), shown in zip(findings.protocols(findings.tables[0][1]), tables.values(), strict=True):
+        best = {head: best_of(column) for head, column in columns_of(figures).items()}
+        for at, method in enumerate(("gae", "rollout", "center")):
+            expected = [method]
+            for head, column in list(columns_of(figures).items())[:6]:
+                value, interval = text_of(column[at])
+                expected += [value + "*" * (method in best[head]), *f"({interval})".split()]
+            assert shown[1 + at].split() == expected, heading
+        assert shown[4:] == dict(findings.verdicts)[heading]
+        ends = [[at for at, letter in enumerate(row) if letter == ")"] for row in shown[1:4]]
+        assert ends[0] == ends[1] == ends[2], "figures stand in line"
+
+
+def test_a_narrow_terminal_is_spared_the_intervals(finished: Results) -> None:
+    done = run(["report", finished.folder, "--only-correct"], finished.folder.parent, FORCE_COLOR="1", COLUMNS="90")
+    assert done.code == 0, done.err
+    tables = tables_of(done.out)
+    assert all("correctly classified only: " in heading for heading in tables)
+    wide, slim = (
+        next(lines for heading, lines in tables.items() if heading.startswith(f"{protocol}, predicted class"))
+        for protocol in ("segmentation", "saco")
+    )
+    rows = [line.split() for line in wide if re.match(r"(gae|rollout|center) +[0-9]", line)]
+    assert [row[0] for row in rows] == ["gae", "rollout", "center"]
+    assert all(re.fullmatch(r"[0-9.]+\*?", cell) for row in rows for cell in row[1:])
+    assert {len(row) for row in rows} == {7}
+    assert slim[1].split()[2].startswith("("), "a table with room keeps them"
 
 
 REFUSED = {

@@ -15,7 +15,7 @@ from rich.table import Table
 from tokentm import __version__
 from tokentm.errors import TokentmError
 
-__all__ = ["DebugOption", "app", "command", "err", "out", "run", "show", "tell"]
+__all__ = ["DebugOption", "app", "command", "err", "fits", "out", "run", "show", "tell"]
 
 app = typer.Typer(
     name="tokentm",
@@ -100,13 +100,22 @@ def tell(sentence: str, style: str = "red") -> None:
     err.print(" ".join(sentence.splitlines()), markup=False, soft_wrap=True, style=style)
 
 
+def fits(table: Table) -> bool:
+    """Whether a table stands on the terminal as it is; a pipe has no width."""
+    return not out.is_terminal or _width(table) <= out.width
+
+
 def show(table: Table) -> None:
     """Print a table whole: what is too wide for the terminal is folded inside its column, and a pipe has no width."""
     for column in table.columns:
         column.overflow = "fold"
     if not out.is_terminal:
-        table.width = out.measure(table, options=out.options.update(max_width=_UNLIMITED)).maximum
+        table.width = _width(table)
     out.print(table, crop=False)
+
+
+def _width(table: Table) -> int:
+    return out.measure(table, options=out.options.update(max_width=_UNLIMITED)).maximum
 
 
 def _first_line(error: Exception) -> str:

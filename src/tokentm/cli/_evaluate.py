@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from tokentm.cli._app import EXIT_INTERRUPTED, DebugOption, command, err, out, tell
 from tokentm.cli._engines import AddressOption, EngineOption, GpusOption, WorkersOption, device_of_driver, make_engine
 from tokentm.cli._explain import DEFAULT_MODEL, load
+from tokentm.cli._figures import show_findings
 from tokentm.cli._options import PrecisionOption, SetOption, options_of_each, whole_number
 from tokentm.errors import DatasetError, InputError
+from tokentm.files import writable_folder
 
 if TYPE_CHECKING:
-    from tokentm.evaluate.results import Figure, Results
+    from tokentm.evaluate.results import Results
 
 __all__ = ["evaluate", "report"]
 
 _DEFAULT_METHODS = "tokentm, gae, rollout, raw_attention, gradcam, random, center"  # spaces let --help wrap it
 _EVERY = 20.0  # seconds between lines of progress where there is no terminal
-_SHOWN = 6  # figures per protocol in the terminal; the report has them all
 
 OnlyCorrect = Annotated[
     bool, typer.Option("--only-correct", help="Leave misclassified images out of the first tables; both are shown.")
@@ -91,11 +91,13 @@ def evaluate(
     with _progress(to) as tick:
         results = execute(worker, to, tick, computes)
     with err.status("Writing the report…"):
-        from tokentm.report.evaluation import write_report
+        from tokentm.report.evaluation import write_findings
+        from tokentm.report.evaluation.findings import find
 
-        page = write_report([results], to, only_correct=only_correct, against=against)
+        findings = find([results], only_correct)
+        page = write_findings(findings, to, against=against)
     _tell_failures(results)
-    _show(results.table(only_correct), len(results.explained) > 1)
+    show_findings(findings)
     out.print(f"Report: {page}; results.parquet, summary.csv and table.tex beside it.", markup=False, soft_wrap=True)
 
 
@@ -118,11 +120,14 @@ def report(
 
         check_extra()
         from tokentm.evaluate.results import Results
-        from tokentm.report.evaluation import write_report
+        from tokentm.report.evaluation import write_findings
+        from tokentm.report.evaluation.findings import find
 
         found = [Results.read(run) for run in runs]
-        folder = to or (runs[0] if len(runs) == 1 else Path("report"))
-        page = write_report(found, folder, only_correct=only_correct, against=against, title=title)
+        folder = writable_folder(to or (runs[0] if len(runs) == 1 else Path("report")))
+        findings = find(found, only_correct)
+        page = write_findings(findings, folder, against=against, title=title)
+    show_findings(findings)
     out.print(f"Report: {page}; summary.csv and table.tex beside it.", markup=False, soft_wrap=True)
 
 
@@ -227,20 +232,3 @@ def _tell_failures(results: "Results") -> None:
         tell(f"Failed: {reason} ({len(found)} image{'s' * (len(found) != 1)}).", "yellow")
     if names:
         tell(f"{len(names)} of {len(results)} images have failures; the report lists all reasons.", "yellow")
-
-
-def _show(figures: "Sequence[Figure]", several: bool) -> None:
-    """The figures as tables, one per protocol and explained class."""
-    from tokentm.report.evaluation.tables import text_of
-
-    for protocol, explained in dict.fromkeys((figure.protocol, figure.explained) for figure in figures):
-        chosen = [figure for figure in figures if (figure.protocol, figure.explained) == (protocol, explained)]
-        names = list(dict.fromkeys(figure.metric.name for figure in chosen))[:_SHOWN]
-        table = Table(f"{protocol} ({explained})" if several else protocol, *names, box=None, pad_edge=False)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for method in dict.fromkeys(figure.method for figure in chosen):
-            values = {figure.metric.name: text_of(figure)[0] for figure in chosen if figure.method == method}
-            table.add_row(f"[bold]{method}[/bold]", *(values.get(name, "") for name in names))
-        out.print(table)
-        out.print()

@@ -9,12 +9,13 @@ from tokentm.errors import InputError
 from tokentm.evaluate.results import Results
 from tokentm.files import writable_folder, write_atomically
 from tokentm.report.evaluation.curves import COLOURS
+from tokentm.report.evaluation.findings import Findings, find
 from tokentm.report.evaluation.page import section_view
 from tokentm.report.evaluation.plot import HEIGHT, WIDTH
-from tokentm.report.evaluation.section import Section, sections
+from tokentm.report.evaluation.section import Section
 from tokentm.report.evaluation.tables import latex, summary
 
-__all__ = ["CSV", "HTML", "TEX", "write_report"]
+__all__ = ["CSV", "HTML", "TEX", "write_findings", "write_report"]
 
 HTML: Final = "report.html"
 CSV: Final = "summary.csv"
@@ -52,19 +53,22 @@ def write_report(
         raise InputError("Got no runs to report; give at least one.")
     if against not in (None, "published"):
         raise InputError(f"against={against!r} is unknown; 'published' works.")
+    writable_folder(Path(folder))  # before minutes are spent on figures
+    return write_findings(find(runs, only_correct), folder, against=against, title=title)
+
+
+def write_findings(
+    found: Sequence[Findings], folder: str | Path, *, against: str | None = None, title: str | None = None
+) -> Path:
+    """Write the files of ``write_report`` from what ``find`` returned.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
     root = writable_folder(Path(folder))
-    kinds = ("correct", "all") if only_correct else ("all",)
-    found = sections(runs)
-    tables = [
-        (section, images, section.results.table(only_correct=images == "correct"))
-        for section in found
-        for images in kinds
-    ]
-    views = [
-        section_view(section, [(images, figures) for owner, images, figures in tables if owner is section], at, against)
-        for at, section in enumerate(found, 1)
-    ]
-    page = _render(title or _title(found), title or _HEADING, views)
+    views = [section_view(findings, at, against) for at, findings in enumerate(found, 1)]
+    page = _render(title or _title([findings.section for findings in found]), title or _HEADING, views)
+    tables = [(findings.section, images, figures) for findings in found for images, figures in findings.tables]
     for name, text in ((CSV, summary(tables)), (TEX, latex(tables)), (HTML, page)):
         with write_atomically(root / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

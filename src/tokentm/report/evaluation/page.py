@@ -7,30 +7,28 @@ from tokentm.evaluate.registry import PROTOCOLS
 from tokentm.evaluate.results import Figure
 from tokentm.evaluate.statistics import counted
 from tokentm.report.evaluation.curves import curve_groups
+from tokentm.report.evaluation.findings import Findings
 from tokentm.report.evaluation.headlines import headlines
 from tokentm.report.evaluation.pictures import pictures
 from tokentm.report.evaluation.published import published_for
 from tokentm.report.evaluation.section import FLOORS, Section
 from tokentm.report.evaluation.tables import best_of, over, text_of
-from tokentm.report.evaluation.verdicts import verdicts
 
 __all__ = ["section_view"]
 
 _NAMED: Final = 12  # images that are named where many failed for the same reason
 _DEEPEST: Final = 45  # per cent of colour in the best cell: text stays readable on it in both themes
 
-Tables = Sequence[tuple[str, Sequence[Figure]]]
 
-
-def section_view(section: Section, tables: Tables, number: int, against: str | None) -> dict[str, Any]:
+def section_view(findings: Findings, number: int, against: str | None) -> dict[str, Any]:
     """Everything that the template shows of one section.
 
     Args:
-        section: Runs that share a table.
-        tables: Which images were counted (``"correct"``, ``"all"``), and the figures; the first is the main one.
+        findings: Of runs that share a table.
         number: Of the section on the page.
         against: ``"published"`` lays published figures beside.
     """
+    section, tables = findings.section, findings.tables
     results = section.results
     only_correct = tables[0][0] == "correct"
     views = [view for images, figures in tables for view in _tables(images, figures)]
@@ -39,7 +37,7 @@ def section_view(section: Section, tables: Tables, number: int, against: str | N
         "title": section.title,
         "facts": list(_facts(section)),
         "notes": list(_notes(section, only_correct)),
-        "verdicts": verdicts(results, tuple(tables[0][1]), only_correct),
+        "verdicts": findings.verdicts,
         "headlines": headlines([view for view in views if view["images"] == tables[0][0]]),
         "tables": views,
         "curves": curve_groups(results, only_correct, f"s{number}"),

@@ -8,7 +8,7 @@ from tokentm.evaluate.results import Figure, Results
 from tokentm.evaluate.statistics import Difference, paired, verdict
 from tokentm.report.evaluation.section import FLOORS
 
-__all__ = ["verdicts"]
+__all__ = ["heading_of", "verdicts"]
 
 _METRICS: Final = 3  # of each protocol; the tables have them all
 _RESAMPLES: Final = 1000
@@ -26,15 +26,19 @@ def verdicts(results: Results, figures: tuple[Figure, ...], only_correct: bool) 
     for protocol, metrics in results.metrics.items():
         judged = [metric for metric in metrics if metric.higher_is_better is not None][:_METRICS]
         for explained in results.explained:
-            heading = f"{protocol}, {explained} class" if len(results.explained) > 1 else protocol
             sentences = []
             for metric in judged:
                 ranked = _ranked(figures, protocol, explained, metric)
                 found = _said(results, protocol, explained, metric, ranked, only_correct)
                 sentences += [f"{sentence}." for sentence in found]
             if sentences:
-                said.append((heading, sentences))
+                said.append((heading_of(results, protocol, explained), sentences))
     return said
+
+
+def heading_of(results: Results, protocol: str, explained: str) -> str:
+    """What verdicts are about: the protocol, and which class was explained if a run has several."""
+    return f"{protocol}, {explained} class" if len(results.explained) > 1 else protocol
 
 
 def _ranked(figures: tuple[Figure, ...], protocol: str, explained: str, metric: Metric) -> list[str]:

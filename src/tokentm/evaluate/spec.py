@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,15 @@ __all__ = ["EXPLAINED", "ModelSpec", "RunSpec", "differences", "identity", "vers
 
 EXPLAINED: Final = ("predicted", "target")
 _FORMAT: Final = 2  # of the files in a run; another one is another run
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
+# What a change brings with it, by the beginning of its name: the user did not ask for that.
+_FOLLOWING: Final[Mapping[str, tuple[str, ...]]] = {
+    "model.name": ("model.weights", "model.classes", "transform.", "labels"),
+    "data.name": ("data.fingerprint", "labels"),
+    "data.fingerprint": ("labels",),
+    "preset": ("protocols", "explained", "transform."),
+    "batch_size": ("chunk", "part_size"),
+}
 _PACKAGES: Final = ("tokentm", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "pyarrow")
 
 
@@ -141,14 +151,38 @@ class RunSpec:
 
 
 def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Say in words where two manifests differ: ``"batch_size (16, there 8)"``, the most telling first."""
+    """Say in words where a manifest differs from another: ``"batch_size 8 → 16"`` (there → here).
+
+    What only follows from another change (the constants of a preset, the options of a method that is not there) is
+    left out.
+    """
     here, there = dict(_flat(mine)), dict(_flat(other))
-    names = [name for name in dict.fromkeys([*here, *there]) if name != "identity"]
-    return [
-        f"{name} ({_short(here.get(name))}, there {_short(there.get(name))})"
-        for name in names
-        if here.get(name) != there.get(name)
+    changed = [
+        name for name in dict.fromkeys([*there, *here]) if name != "identity" and here.get(name) != there.get(name)
     ]
+    following = tuple(part for name in changed for part in _following(name, here.get(name), there.get(name)))
+    return [
+        f"{name} {_change(there.get(name), here.get(name))}"
+        for name in changed
+        if not name.startswith(following) and not (name.endswith(".seed") and "seed" in changed)
+    ]
+
+
+def _following(name: str, here: Any, there: Any) -> Iterator[str]:
+    """How the names begin that change wherever this one does."""
+    yield from _FOLLOWING.get(name, ())
+    if isinstance(here, tuple) and isinstance(there, tuple):
+        yield from (f"{name}.{entry}." for entry in {*here} ^ {*there})
+
+
+def _change(there: Any, here: Any) -> str:
+    if not (isinstance(here, tuple) and isinstance(there, tuple)):
+        return f"{_short(there)} → {_short(here)}"
+    gone = ", ".join(name for name in there if name not in here)
+    new = ", ".join(name for name in here if name not in there)
+    if gone and new:
+        return f"{gone} → {new}"
+    return f"without {gone}" if gone else f"also {new}" if new else "in another order"
 
 
 def versions() -> dict[str, str]:
@@ -181,12 +215,12 @@ def identity(document: Mapping[str, Any]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by dotted name; entries of a list that have names are found by them, so that a new one is one line."""
+    """Leaves by dotted name; a list of entries that have names is the tuple of these, and each is found by its own."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             yield from _flat(entry, f"{name}.{key}" if name else key)
     elif isinstance(value, list) and value and all(isinstance(entry, Mapping) and "name" in entry for entry in value):
-        yield name, ", ".join(entry["name"] for entry in value)
+        yield name, tuple(entry["name"] for entry in value)
         for entry in value:
             yield from _flat({key: part for key, part in entry.items() if key != "name"}, f"{name}.{entry['name']}")
     else:
@@ -194,5 +228,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return f"{value[:8]}…"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -55,8 +55,8 @@ class RunStore:
             found = differences(mine, other)
             named = "; ".join(found[:_NAMED]) + (f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
             raise InputError(
-                f"{self.folder} holds another run, which differs in {named or 'its format'}; choose another --out, or "
-                "give the same options to go on with it."
+                f"{self.folder} holds another run (there → here: {named or 'its format'}); undo that to go on with it, "
+                "or choose another --out, and `tokentm report RUN RUN` shows both on one page."
             )
         writable_folder(self.folder / "parts")
         for left in (*self.folder.glob(_TEMPORARY), *(self.folder / "parts").glob(_TEMPORARY)):

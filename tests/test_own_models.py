@@ -200,6 +200,34 @@ def test_a_method_without_gradients_does_not_mind_a_checkpoint() -> None:
 # --- what hooks and instances add to a projection -----------------------------------------------------------------
 
 
+class NoGradMlp(nn.Module):
+    """A feed-forward part that its author froze, as it were, for good."""
+
+    def __init__(self, inner: nn.Module, *, detached: bool) -> None:
+        super().__init__()
+        self.inner, self.detached = inner, detached
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.detached:
+            found: Tensor = self.inner(x).detach()
+            return found
+        with torch.no_grad():
+            return self.inner(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("method", ["tokentm", "gae", "lrp", "legrad", "input_x_gradient", "gae/libra"])
+def test_a_feed_forward_part_that_gradients_cannot_pass_is_refused(method: str, detached: bool) -> None:
+    model = vit()
+    model.blocks[1].mlp = NoGradMlp(model.blocks[1].mlp, detached=detached)
+    before = fingerprint(model)
+    with pytest.raises(UnsupportedModelError, match="feed-forward sub-block of block 1 runs without grad") as told:
+        relevance(model, method)
+    assert_one_sentence(told.value)
+    assert not differences(fingerprint(model), before)
+    assert relevance(model, "rollout").isfinite().all()
+
+
 def test_a_hook_that_adds_to_the_projection_is_refused_and_one_that_looks_on_is_not() -> None:
     model, seen = vit(), []
     model.blocks[1].attn.proj.register_forward_hook(lambda _, __, output: seen.append(output.shape))

@@ -210,7 +210,9 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_five_images_with_five_targets_equal_five_single_runs(name: str) -> None:
-    vision, images, targets = describe(specimen(name)), image_batch(name, batch=5), [3, 0, 6, 1, 4]
+    # In float64: kernels of other batch sizes round otherwise, and where much cancels that is over 1e-5 in float32.
+    vision, images = describe(build(name).double()), image_batch(name, batch=5).double()
+    targets = [3, 0, 6, 1, 4]
     requests = [Request.parse(method, cheap_options(method)) for method in METHODS]
     with unchecked():
         together = explain_requests(vision, images, targets, requests, batch_size=5)

@@ -127,8 +127,8 @@ DEPTH_MUTANTS = {
         "length",
     ),
     "ratio upside down": (
-        "after / before.where(before > 0, torch.ones_like(before))",
-        "before / after",
+        "attention_ratio=torch.stack([ratio(change) for",
+        "attention_ratio=torch.stack([1 / ratio(change) for",
         "attention_ratio",
     ),
     "the attention's cosine for the feed-forward's": (

@@ -112,13 +112,13 @@ def test_a_weight_file_of_a_thousand_classes_gets_no_guessed_names(tmp_path: Pat
 
 
 def test_a_checkpoint_as_the_training_script_of_timm_writes_it(tmp_path: Path, tiny: nn.Module) -> None:
-    safe = torch.serialization.get_safe_globals()
+    safe = {*torch.serialization.get_safe_globals()}
     args = Namespace(model=ARCH, lr=5e-4, opt_betas=[0.9, 0.999], aa=None)
     CheckpointSaver(
         tiny, torch.optim.AdamW(tiny.parameters()), args=args, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path)
     ).save_checkpoint(epoch=3, metric=71.2)
     assert same_weights(load_model(tmp_path / "last.pth.tar", arch=ARCH).module, tiny)
-    assert torch.serialization.get_safe_globals() == safe  # what the user allows is as it was
+    assert {*torch.serialization.get_safe_globals()} == safe  # what the user allows is as it was
 
 
 class Dangerous:

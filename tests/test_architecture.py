@@ -20,15 +20,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "explain": ("", "_check", "_explain", "comparison", "explanation", "photos", "session", "targets", "interop"),
     "methods": ("methods",),
     "backward rules": ("backward",),
-    "recorder": ("recorder", "taps", "trace"),
+    "recorder": ("recorder", "gradients", "taps", "trace"),
     "models": ("models",),
     "engines": ("engines",),
     "ground": ("render", "figure", "files", "registry", "errors", "deadline", "progress", "_typing", "_numerics"),
 }
 # Neighbours that lie below, and still are none of this room's business.
 FORBIDDEN = {
-    "methods": {"models", "recorder", "taps"},
-    "backward": {"models", "recorder", "taps", "trace"},
+    "methods": {"models", "recorder", "gradients", "taps"},
+    "backward": {"models", "recorder", "gradients", "taps", "trace"},
     "models": {"render"},
 }
 # Where hooks on models and tensors may be set: all inside one `with` that takes them off again.

@@ -1,31 +1,23 @@
 """Record a model once: one forward pass, and one backward pass per target."""
 
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, inf
 from torch.nn.functional import pad
-from torch.utils import checkpoint
 
-from tokentm._numerics import probabilities
 from tokentm._typing import Float, Int
-from tokentm.errors import InputError, TokentmError, UnsupportedModelError
+from tokentm.errors import InputError, UnsupportedModelError
+from tokentm.gradients import Score, backward_pass, loss_scale
 from tokentm.models.anatomy import Anatomy
 from tokentm.models.vision_model import VisionModel
 from tokentm.taps import AttentionCall, AttentionTap, Taken, attached
 from tokentm.trace import BlockTrace, Signal, Trace
 
-__all__ = ["Recording", "Score", "predict", "record"]
-
-Score = Literal["logit", "probability"]
-
-# Gradients at early attention outputs reach 1e-7, where float16 has no bits left. The score is scaled up before the
-# backward pass and the gradients are scaled down again in float32; powers of two, so nothing is rounded.
-_FLOAT16_LOSS_SCALE = 2.0**8
+__all__ = ["Recording", "predict", "record"]
 
 
 @final
@@ -76,7 +68,8 @@ class Recording:
             return None
         pairs = zip(self._layer_logits, self._calls()[: len(self._layer_logits)], strict=True)
         return tuple(
-            _backward(logits, target, score, (call.output,), half=self._half, keep=True)[0] for logits, call in pairs
+            backward_pass(logits, target, score, (call.output,), half=self._half, keep=True)[0]
+            for logits, call in pairs
         )
 
     def _with_gradients(
@@ -93,7 +86,7 @@ class Recording:
         if Signal.IMAGE_GRAD in signals:
             wanted["image"] = self._inputs
         self._taken.bias.reset()
-        grads = _backward(self._score_source, target, score, tuple(wanted.values()), half=self._half, keep=keep)
+        grads = backward_pass(self._score_source, target, score, tuple(wanted.values()), half=self._half, keep=keep)
         found = dict(zip(wanted, grads, strict=True))
         _check_read(found[f"tokens{blocks}"], template)
         tokens_grad = Signal.TOKENS_GRAD in signals
@@ -117,7 +110,7 @@ class Recording:
 
     def _bias_share(self, target: Tensor, score: Score) -> Tensor:
         share = self._taken.bias.total(self._template.readout.to(self.logits.device)).to(self._template.dtype)
-        return share / _loss_scale(self.logits, target, score)[:, None] if self._half else share
+        return share / loss_scale(self.logits, target, score)[:, None] if self._half else share
 
     @property
     def _half(self) -> bool:
@@ -206,55 +199,6 @@ def predict(
 
 def _slots(signals: Signal, keep: Tensor | None, anatomy: Anatomy) -> Taken:
     return Taken(signals, keep, [None] * (len(anatomy.blocks) + (anatomy.pool is not None)))
-
-
-def _backward(
-    logits: Tensor, target: Tensor, score: Score, inputs: tuple[Tensor, ...], *, half: bool, keep: bool
-) -> tuple[Tensor, ...]:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    source = probabilities(logits) if score == "probability" else logits
-    scale = _loss_scale(logits, target, score) if half else torch.ones_like(logits[:, 0])
-    # As weights of the backward pass, not by gather: a target made under inference_mode cannot be saved.
-    weights = torch.zeros_like(source).scatter_(1, target.to(source.device)[:, None], scale[:, None])
-    try:
-        grads = torch.autograd.grad(source, inputs, weights, retain_graph=keep)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError | TokentmError) or not _in_checkpoint(error):
-            raise
-        raise UnsupportedModelError(
-            "A part of the model runs again in the backward pass (torch.utils.checkpoint), where it cannot be "
-            "recorded; switch gradient checkpointing off."
-        ) from error
-    return _unscaled(grads, scale) if half else grads
-
-
-def _in_checkpoint(error: RuntimeError) -> bool:
-    """Whether the error came while ``torch.utils.checkpoint`` ran a part of the model again.
-
-    Which error it is depends on what the part meets there: as many values as before but other ones, a rule's float64,
-    or the backward pass of ``use_reentrant=True``, which cannot be asked for single gradients.
-    """
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_code.co_filename == checkpoint.__file__ for frame, _ in frames)
-
-
-def _loss_scale(logits: Tensor, target: Tensor, score: Score) -> Tensor:
-    """What each image's score is multiplied by in float16, (b,): gradients of a probability are as small as it is."""
-    scale = torch.full_like(logits[:, 0], _FLOAT16_LOSS_SCALE, requires_grad=False)
-    if score == "logit":
-        return scale
-    chosen = probabilities(logits.detach()).gather(1, target.to(logits.device)[:, None]).squeeze(1)
-    return torch.ldexp(scale, -torch.frexp(chosen).exponent.clamp_min(-100))
-
-
-def _unscaled(grads: tuple[Tensor, ...], scale: Tensor) -> tuple[Tensor, ...]:
-    for grad in grads:
-        bad = (~grad.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-        if bad:
-            raise InputError(
-                f"The gradients of image {bad[0]} of the batch overflow float16; run the model in bfloat16 or float32."
-            )
-    return tuple(grad.float() / scale.view(-1, *[1] * (grad.ndim - 1)) for grad in grads)
 
 
 def _template(taken: Taken, anatomy: Anatomy, images: Tensor, logits: Tensor) -> Trace:

@@ -10,10 +10,11 @@ from torch import Tensor
 from tokentm._typing import Float, Int
 from tokentm.backward import BACKWARD, Rule
 from tokentm.errors import InputError, nearest
+from tokentm.gradients import Score
 from tokentm.methods import METHODS, Method
 from tokentm.models import VisionModel
 from tokentm.progress import begin
-from tokentm.recorder import Recording, Score, predict, record
+from tokentm.recorder import Recording, predict, record
 from tokentm.targets import Target, resolve_target
 from tokentm.trace import Signal, Trace
 

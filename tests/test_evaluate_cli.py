@@ -72,7 +72,7 @@ def test_a_folder_of_photos_with_a_broken_one(photos: Path, tmp_path: Path) -> N
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["data"]["images"] == 7
     again = run(["evaluate", photos, *CHEAP, "--protocols", "saco", "--seed", "5", "--out", "run"], tmp_path)
-    assert "seed (5, there 0)" in told(again)
+    assert "there → here: seed 0 → 5" in told(again)
 
 
 def test_runs_are_merged_into_one_report(tmp_path: Path) -> None:

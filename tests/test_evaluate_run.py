@@ -156,7 +156,7 @@ def test_runs_of_format_1_are_read_and_each_row_is_its_own_photo(objects: Result
     page = (tmp_path / "both" / "report.html").read_text()
     assert "Over 10 images; ★" in page
     assert "Over 10 objects in 8 photos; ★" in page
-    with pytest.raises(InputError, match=r"format \(2, there 1\)"):
+    with pytest.raises(InputError, match="here: format 1 → 2"):
         tokentm.evaluate("shapes", "shapes:8", ["gae", "center"], ["segmentation"], explained="target", out=old.folder)
 
 

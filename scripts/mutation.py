@@ -43,7 +43,7 @@ METRIC_TESTS = (
     "evaluate_run",
     "evaluate_faults",
 )
-# Of a core; a change after which the tests run for longer than twice what they take without one is noticed by them.
+# Of a core, for the tests without a change. With one they have twice what they took, and to run longer is to notice.
 SECONDS = 3600
 chance = random.Random(0)  # noqa: S311
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -78,7 +78,7 @@ def _attach_block(undo: ExitStack, index: int, anatomy: Anatomy, taken: Taken) -
     if taken.keep is not None and anatomy.positions:
         _hook_arguments(undo, part.block, partial(subset_positions, taken.keep, anatomy.positions))
     if taken.signals.needs_backward:
-        _hook(undo, part.ffn_out, after=partial(_check_passed, index))
+        _hook(undo, part.ffn_out, after=partial(_check_passed, taken, index))
     if Signal.TOKENS in taken.signals:
         _hook(undo, part.ffn_norm, before=lambda tokens: taken.tokens_mid.__setitem__(index, tokens.detach()))
         _hook(undo, part.ffn_out, after=lambda added: taken.ffn_added.__setitem__(index, _first(added).detach()))
@@ -95,9 +95,12 @@ def _check_projected(index: int, proj: Any, args: tuple[Any, ...], output: Any) 
         )
 
 
-def _check_passed(index: int, added: Any) -> None:
-    """Refuse a feed-forward sub-block that gradients cannot pass: they would flow around it, and the map be wrong."""
-    if not _first(added).requires_grad:
+def _check_passed(taken: Taken, index: int, added: Any) -> None:
+    """Refuse a feed-forward sub-block that gradients cannot pass: they would flow around it, and the map be wrong.
+
+    The graph starts at the first attention that is seen; a block without one is refused for that, in its own words.
+    """
+    if taken.attention[index] is not None and not _first(added).requires_grad:
         raise UnsupportedModelError(
             f"The feed-forward sub-block of block {index} runs without gradients (torch.no_grad, detach or a reentrant "
             "checkpoint in its forward pass), so they would flow around it; let them through, or use a method without "

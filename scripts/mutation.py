@@ -3,37 +3,41 @@
     python scripts/mutation.py [--sample 400] [--parts 2]
 
 cosmic-ray finds the places and makes the changes, in copies of the committed files below ``build/mutation``; of every
-place one change is drawn, and of those a sample. Tests of a changed file run until the first fails, each time in a
-fresh process that is forked off one in which torch is loaded already, as loading takes longer than most tests. Tests
-that swap a line of the source for a mutant of their own are left out: they fail wherever that line has changed, and
-that would count as noticing. Needs ``pip install cosmic-ray`` and a clean checkout. It goes on where it was
-interrupted.
+place one change is drawn, and of those a sample. First all tests run once without a change, and coverage notes which
+test runs which line. Then the tests that run a changed statement are run, the shortest of each file first, until one
+fails; whoever survives about a minute of them is tried by all of them. Statements that run only while their file is
+loaded are tried by the tests that run anything of it. Tests that swap a line of the source for a mutant of their own
+are left out: they fail wherever that line has changed, and that would count as noticing.
+
+Needs ``pip install cosmic-ray coverage`` and a clean checkout. It goes on where it was interrupted.
 """
 
 import argparse
-import inspect
+import ast
 import json
 import os
 import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from difflib import ndiff
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
+
+from _mutation_server import Order, ask
 
 ROOT = Path(__file__).resolve().parents[1]
 MUTATED = ("src/tokentm/methods", "src/tokentm/evaluate/protocols", "src/tokentm/evaluate/statistics.py")
 # Titles and references, what registers, and a kernel that only a GPU runs.
 LEFT_OUT = ("bibliography.py", "registry.py", "_fold_triton.py", "__init__.py")
-METHOD_TESTS = ("oracle", "gradient_methods", "probing_methods", "lrp", "lrp_places", "depth", "compare", "properties")
-METRIC_TESTS = (
+METHOD_TESTS = ["oracle", "gradient_methods", "probing_methods", "lrp", "lrp_places", "depth", "compare", "properties"]
+METRIC_TESTS = [
     "statistics",
     "protocols_by_hand",
     "protocols_of_models",
@@ -42,9 +46,9 @@ METRIC_TESTS = (
     "report",
     "evaluate_run",
     "evaluate_faults",
-)
-# Of a core, for the tests without a change. With one they have twice what they took, and to run longer is to notice.
-SECONDS = 3600
+]
+# Of a core: for all tests without a change; and for the first tests of a changed line, of which most take less than 1.
+SECONDS, FIRST = 7200.0, 60.0
 chance = random.Random(0)  # noqa: S311
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -66,63 +70,40 @@ class Change:
         return self.file, self.operator, self.occurrence
 
 
-def tests_of(file: str) -> list[str]:
-    """Test files for a source file, the likeliest to notice first."""
-    names = METHOD_TESTS if "/methods/" in file else METRIC_TESTS
-    return [f"tests/test_{name}.py" for name in names]
+@dataclass(frozen=True)
+class Reached:
+    """What the unchanged tests of one side, methods or metrics, did."""
+
+    seconds: dict[str, float]
+    lines: dict[str, dict[str, list[str]]]
+
+    def tests_of(self, change: Change, source: str) -> list[str]:
+        """Names of the tests that run the changed statement: the shortest of each test file in turn.
+
+        A statement that runs when its file is loaded only, or never, has all tests that run anything of the file.
+        """
+        lines = self.lines.get(change.file, {})
+        near = {name for line in statement(source, change.line) for name in lines.get(str(line), []) if name}
+        anywhere = {name for names in lines.values() for name in names if name}
+        by_file: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(near or anywhere or self.seconds, key=lambda name: (self.seconds[name], name)):
+            by_file[name.partition("::")[0]].append(name)
+        return [name for turn in zip_longest(*by_file.values()) for name in turn if name]
+
+    def first(self, names: list[str]) -> list[str]:
+        """As many of them as take about a minute."""
+        spent = list(accumulate(self.seconds[name] for name in names))
+        return names[: max(1, bisect_right(spent, FIRST))]
 
 
-def serve(address: Path) -> None:
-    """Load what takes long, then run pytest in a forked child for every caller and tell its exit status."""
-    import matplotlib.pyplot  # noqa: F401
-    import pandas  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import pytest
-    import scipy.stats  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    import timm
-    import torch
-    import transformers  # noqa: F401
-
-    del timm
-    torch.set_num_threads(1)
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(address))
-    listening.listen()
-    while True:
-        caller, _ = listening.accept()
-        child = os.fork()
-        if child == 0:
-            listening.close()
-            # Of its own time, as others may use the machine; the caller then hears nothing and takes that for noticed.
-            seconds, folder, *words = caller.recv(65536).decode().split("\0")
-            signal.setitimer(signal.ITIMER_PROF, float(seconds))
-            os.chdir(folder)
-            sys.path.insert(0, folder)
-            sys.path.insert(0, f"{folder}/src")
-            code = int(pytest.main(words, plugins=[NoMutants()]))
-            caller.sendall(bytes([code]))
-            caller.shutdown(socket.SHUT_RDWR)
-            os._exit(0)
-        caller.close()
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-class NoMutants:
-    """Leaves out tests whose own code makes a mutant."""
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """See pytest."""
-        items[:] = [item for item in items if "mutant(" not in inspect.getsource(item.function)]
-
-
-def ask(address: Path, folder: Path, seconds: float, words: list[str]) -> str:
-    """What the tests say: survived or killed."""
-    with socket.socket(socket.AF_UNIX) as line:
-        line.connect(str(address))
-        line.sendall("\0".join([str(seconds), str(folder), *words]).encode())
-        return "survived" if line.recv(1) == b"\0" else "killed"
+def statement(source: str, line: int) -> range:
+    """Lines of the innermost statement around a line; of an ``if``, ``for`` or ``def`` its head."""
+    around = [
+        range(node.lineno, body[0].lineno if (body := getattr(node, "body", None)) else (node.end_lineno or 0) + 1)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.stmt)
+    ]
+    return min((lines for lines in around if line in lines), key=len, default=range(line, line + 1))
 
 
 def places(folder: Path, work: Path) -> list[Change]:
@@ -145,23 +126,39 @@ def places(folder: Path, work: Path) -> list[Change]:
     return [chance.choice(sorted(found[key], key=str)) for key in sorted(found)]
 
 
-def words_of(file: str) -> list[str]:
-    """Arguments of pytest for a source file."""
-    # What the server has loaded already pytest cannot rewrite; it warns, and warnings are errors.
-    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider"]
-    return ["-x", "-q", "-n0", *quiet, *tests_of(file)]
-
-
-def try_change(change: Change, folder: Path, address: Path, seconds: float) -> Change:
+def try_change(change: Change, folder: Path, address: Path, reached: Reached) -> Change:
     """Make the change in the copy, run the tests there, and take it back."""
     from cosmic_ray.mutating import use_mutation
     from cosmic_ray.plugins import get_operator
 
     path = folder / change.file
+    names = reached.tests_of(change, path.read_text())
+
+    def passed(tests: list[str]) -> bool:
+        seconds = 60 + 2 * sum(reached.seconds[name] for name in tests)  # to take longer is to notice
+        return ask(address, Order(str(folder), seconds, files_of(tests), tests))
+
     with use_mutation(path, get_operator(f"core/{change.operator}")(), change.occurrence) as (before, after):
         diff = [line for line in ndiff(before.splitlines(), (after or "").splitlines()) if line[:2] in ("- ", "+ ")]
-        outcome = ask(address, folder, seconds, words_of(change.file))
-        return replace(change, outcome=outcome, diff="\n".join(diff))
+        first = reached.first(names)
+        survived = passed(first) and (first == names or passed(names))
+        return replace(change, outcome="survived" if survived else "killed", diff="\n".join(diff))
+
+
+def files_of(tests: list[str]) -> list[str]:
+    """The files that hold the tests, as ``Order`` names them."""
+    return sorted({name.partition("::")[0].removeprefix("tests/test_").removesuffix(".py") for name in tests})
+
+
+def unchanged(folder: Path, address: Path, side: list[str], kept: Path) -> Reached:
+    """Run all tests of one side without a change; tests that fail then would notice every change."""
+    if not kept.exists():
+        began = time.perf_counter()
+        if not ask(address, Order(str(folder), SECONDS, side, reached=str(kept.with_suffix(".new")))):
+            raise SystemExit("the tests fail without any change; repair them first")
+        kept.with_suffix(".new").rename(kept)
+        print(f"{kept.stem}: {time.perf_counter() - began:.0f} s without a change", flush=True)
+    return Reached(**json.loads(kept.read_text()))
 
 
 def copy_of_head(folder: Path) -> None:
@@ -178,11 +175,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--parts", type=int, default=1, help="changes tried at once")
     parser.add_argument("--only", default="", help="part of a file's path")
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(options.serve)
-        return
     base = ROOT / "build" / "mutation"
     results = base / "results.jsonl"
     folders = [base / f"copy-{part}" for part in range(options.parts)]
@@ -202,9 +195,11 @@ def main() -> None:
 def try_all(waiting: list[Change], folders: list[Path], address: Path, results: Path) -> None:
     """Try the changes, in as many threads as there are copies; every answer is appended at once."""
     address.unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--serve", str(address)]
+    command = [sys.executable, str(Path(__file__).with_name("_mutation_server.py")), str(address)]
     server = subprocess.Popen(command, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL)  # noqa: S603
     lock = threading.Lock()
+    sides = {"methods": METHOD_TESTS, "metrics": METRIC_TESTS}
+    reached: dict[str, Reached] = {}
 
     def work(folder: Path) -> None:
         while True:
@@ -212,31 +207,31 @@ def try_all(waiting: list[Change], folders: list[Path], address: Path, results: 
                 if not waiting:
                     return
                 change = waiting.pop()
-            tried = try_change(change, folder, address, limits["/methods/" in change.file])
+            tried = try_change(change, folder, address, reached["methods" if "/methods/" in change.file else "metrics"])
             with lock, results.open("a") as file:
                 file.write(json.dumps(asdict(tried)) + "\n")
                 print(f"{len(waiting)} left; {tried.outcome}: {tried.file}:{tried.line} {tried.operator}", flush=True)
 
+    def examine(folder: Path, side: str) -> None:
+        reached[side] = unchanged(folder, address, sides[side], folder.parent / f"{side}.json")
+
     try:
         while not address.exists() and server.poll() is None:
             time.sleep(0.2)
-        limits = {} if not waiting else {of: unchanged(folders[0], address, of) for of in (True, False)}
-        threads = [threading.Thread(target=work, args=[folder]) for folder in folders]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once([(examine, (folders[index % len(folders)], side)) for index, side in enumerate(sides)])
+        if len(reached) == len(sides):
+            at_once([(work, (folder,)) for folder in folders])
     finally:
         server.terminate()
 
 
-def unchanged(folder: Path, address: Path, methods: bool) -> float:
-    """Seconds allowed; tests that fail without a change would notice every change."""
-    began = time.perf_counter()
-    if ask(address, folder, SECONDS, words_of("/methods/" if methods else "")) != "survived":
-        raise SystemExit("the tests fail without any change; repair them first")
-    print(f"{'methods' if methods else 'metrics'}: {time.perf_counter() - began:.0f} s without a change", flush=True)
-    return 2 * (time.perf_counter() - began)
+def at_once(jobs: list[tuple[Any, tuple[Any, ...]]]) -> None:
+    """Run each in a thread of its own."""
+    threads = [threading.Thread(target=job, args=given) for job, given in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def tell(results: Path, sample: list[Change]) -> None:

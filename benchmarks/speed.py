@@ -23,7 +23,8 @@ from memory import measure
 
 PEERS = {"pytorch-grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "captum": "captum"}
 ROUNDS = {"s-224-1": 15, "s-224-8": 3, "b-224-1": 5, "b-224-8": 1, "dino-518-1": 3, "s-1024-1": 1, "tv-b-224-1": 5}
-LONG = "integrated gradients (captum)"  # a hundred passes: run once, and only where that takes seconds
+# A hundred passes: run once, and only where that takes seconds.
+LONG = ("integrated_gradients", "integrated gradients (captum)")
 LONG_CASES = ("s-224-1", "b-224-1")
 MEMORY_CASES = ("s-224-1", "dino-518-1", "s-1024-1")
 # What would page at 4,097 tokens, and what is beside the point of the comparison there.
@@ -60,7 +61,7 @@ def contenders(case: Case, key: str) -> dict[str, Run]:
         for name, (make, libraries) in CONTENDERS.items()
         if case.library in libraries
         and (name, key) not in LEFT_OUT
-        and (name != LONG or key in LONG_CASES)
+        and (name not in LONG or key in LONG_CASES)
         and not any(peer in name for peer in missing)
     }
 
@@ -72,14 +73,14 @@ def time_case(case: Case, key: str, rounds: int) -> dict[str, Row]:
     warm_up = rounds > 1  # where one round takes minutes, warming up is lost in it
     for turn in range(rounds + warm_up):
         for name, run in runs.items():
-            if name == LONG and turn:
+            if name in LONG and turn:
                 continue
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
     rows = {}
     for name, values in seconds.items():
-        counted = values if name == LONG else values[warm_up:]
+        counted = values if name in LONG else values[warm_up:]
         base = seconds[BASE][warm_up:][: len(counted)]
         ratios = [own / other for own, other in zip(counted, base, strict=True)]
         rows[name] = {

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import tokentm
-from tests.support.command import COMMAND, environment, run, save_classifier, tree
+from tests.support.command import COMMAND, environment, run_alone, save_classifier, tree
+from tests.support.fork_server import run
 from tokentm.explanation import Source
 
 WEIGHTS = Path(tokentm.__file__).parent / "models" / "weights" / "shapes" / "model.safetensors"
@@ -105,7 +106,7 @@ def test_every_kind_of_photo_is_explained_as_by_the_library(
     home: Path, classifier: Path, model: tokentm.VisionModel, photos: Path
 ) -> None:
     folder = new_folder(home, "kinds")
-    done = run(["explain", photos, "--model", classifier, "--out", "results/first"], folder)
+    done = run_alone(["explain", photos, "--model", classifier, "--out", "results/first"], folder)
     assert (done.code, done.err) == (0, "")
     names = ["deep.png", "grey.png", "palette.gif", "print.jpeg", "see through.png", "turned.jpg"]
     expected = tokentm.explain(model, [photos / name for name in names])
@@ -202,7 +203,7 @@ def test_a_method_blind_to_the_class_says_so_in_any_locale_and_file_names_need_n
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     arguments = ["explain", photo.name, "--model", classifier, "--method", "rollout", "--target", "2"]
-    done = run([os.fsencode(argument) for argument in arguments], folder, **ASCII_ONLY)
+    done = run_alone([os.fsencode(argument) for argument in arguments], folder, **ASCII_ONLY)
     assert done.code == 0
     assert done.err == "Note: rollout does not depend on the class, so its map is the same for every target.\n"
     assert "gro?e Eule" in done.out
@@ -292,7 +293,7 @@ def test_help_and_version_come_at_once(home: Path, arguments: list[str], says: s
     ],
 )
 def test_defaults_in_brackets_are_no_markup(home: Path, name: str, says: list[str]) -> None:
-    shown = run([name, "--help"], home, COLUMNS="400").out
+    shown = run_alone([name, "--help"], home, COLUMNS="400").out
     assert [words for words in says if words not in shown] == []
 
 
@@ -315,7 +316,7 @@ def test_bash_completes_commands_and_options(home: Path) -> None:
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the weights of the bundled model are not trained yet")
 def test_demo_writes_one_picture_and_tells_in_four_lines_what_it_shows(home: Path) -> None:
     folder = new_folder(home, "demo")
-    done = run(["demo"], folder)
+    done = run_alone(["demo"], folder)
     assert (done.code, done.err) == (0, "")
     assert tree(folder) == {"tokentm-demo.png"}
     *lines, path = done.out.splitlines()

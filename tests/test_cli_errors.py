@@ -3,15 +3,14 @@
 import re
 import struct
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.support.command import Done, run, save_classifier, save_timm_folder, tree
+from tests.support.command import run_alone, save_classifier, save_timm_folder, tree
+from tests.support.fork_server import run
 
 
 @dataclass(frozen=True)
@@ -105,41 +104,25 @@ def png_of_one_colour(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-@pytest.fixture(scope="module")
-def answers(place: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Done]]]:
-    """The cases that are going to be tested, two at a time: starting a process is most of their work."""
-    wanted = [item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")]
-    with ThreadPoolExecutor(2) as pool:
-        found = {}
-        for name in CASES:
-            if name in wanted:
-                folder = place / f"in {name}"
-                folder.mkdir()
-                found[name] = pool.submit(run, CASES[name].typed, folder)
-        yield found
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_told_in_one_sentence(name: str, place: Path, answers: dict[str, Future[Done]]) -> None:
-    done = answers[name].result()
+def test_bad_input_is_told_in_one_sentence(name: str, place: Path) -> None:
+    folder = place / f"in {name}"
+    folder.mkdir()
+    done = run(CASES[name].typed, folder)
     assert done.code == 2, done
     assert done.out == ""
     (sentence,) = done.err.splitlines()
     assert re.fullmatch(r"Error: .*[.?]", sentence)
     assert all(words in sentence for words in CASES[name].says), sentence
-    assert list((place / f"in {name}").iterdir()) == []
-
-
-def test_nothing_was_written_beside_the_photos(place: Path, answers: dict[str, Future[Done]]) -> None:
-    for answer in answers.values():
-        answer.result()
+    assert list(folder.iterdir()) == []
+    # Nor anything beside the photos.
     assert {file for file in tree(place) if "/" not in file} == {
         "bomb.png", "cut.jpg", "empty.png", "good.png", "text.jpg",
     }  # fmt: skip
 
 
 def test_debug_shows_where_the_error_comes_from(tmp_path: Path) -> None:
-    done = run(["explain", "photo.jpg", "--target", "1", "--top", "1", "--debug"], tmp_path)
+    done = run_alone(["explain", "photo.jpg", "--target", "1", "--top", "1", "--debug"], tmp_path)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("Traceback (most recent call last):")
     assert done.err.splitlines()[-1].startswith("Error: --target and --top")
@@ -147,7 +130,7 @@ def test_debug_shows_where_the_error_comes_from(tmp_path: Path) -> None:
 
 def test_what_nobody_foresaw_has_another_code_and_no_traceback(place: Path, tmp_path: Path) -> None:
     """A variable of the user's that matplotlib refuses when it is imported."""
-    done = run(["explain", place / "good.png", "--cmap", "viridis"], tmp_path, MPLBACKEND="a broken screen")
+    done = run_alone(["explain", place / "good.png", "--cmap", "viridis"], tmp_path, MPLBACKEND="a broken screen")
     assert done.code == 3
     (sentence,) = done.err.splitlines()
     assert sentence.startswith("Unexpected ValueError: ")

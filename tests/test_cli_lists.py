@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import tokentm
-from tests.support.command import run, tree
+from tests.support.command import run_alone, tree
+from tests.support.fork_server import run
 from tokentm.datasets.registry import DATASETS
 from tokentm.models import BUNDLED
 from tokentm.models.anatomy import FAMILIES
@@ -14,7 +15,7 @@ from tokentm.models.anatomy import FAMILIES
 
 def test_lists_name_every_method_bundled_model_and_family(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
-        methods, models = pool.map(lambda command: run([command], tmp_path), ("methods", "models"))
+        methods, models = pool.map(lambda command: run_alone([command], tmp_path), ("methods", "models"))
     assert (methods.code, methods.err, models.code, models.err) == (0, "", 0, "")
     listed, _, rules = methods.out.split("\n\n", 2)
     rows = {line.split()[0]: line.split() for line in listed.splitlines()[1:]}

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import tokentm
-from tests.support.command import run, save_classifier, tree
+from tests.support.command import save_classifier, tree
+from tests.support.fork_server import run
 from tests.support.zoo import build, image_batch
 from tokentm.errors import InputError
 from tokentm.methods.rollout import RolloutConfig

@@ -106,7 +106,7 @@ def test_other_methods_have_no_maps_per_block() -> None:
 DEPTH = "tokentm.methods._depth"
 MUTANTS = {
     "heads in the wrong order of blocks": ("_steps(trace, options, pool)][::-1]", "_steps(trace, options, pool)]"),
-    "forget what feed-forwards do below": ("here = here * (1 + _ffn(block, options, trace.dtype))", "here = here"),
+    "forget what feed-forwards do below": ("here = here * (1 + weights.ffn)", "here = here"),
     "forget the mean over heads": ("options) / block.v.shape[1]", "options)"),
     "forget the lengths": ("heads.append(parts * here[:, None])", "heads.append(parts)"),
     "the feed-forward after the attention": ("trace, options), heads)", "trace, options), heads * 1.01)"),
@@ -117,7 +117,7 @@ MAP_MUTANTS = {
         "step.row * _length(trace.blocks[0], trace.dtype)",
     ),
     "maps in the wrong order": ("maps[::-1]", "maps"),
-    "forget the feed-forward": ("kept = 1 + _ffn(block, options, alone.dtype)", "kept = torch.ones_like(alone)"),
+    "forget the feed-forward": ("kept = 1 + weights.ffn", "kept = torch.ones_like(alone)"),
     "forget the row itself": ("moved = moved + heads.sum(1)", "moved = heads.sum(1)"),
 }
 DEPTH_MUTANTS = {

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import tokentm
-from tests.support.command import COMMAND, environment, run, save_classifier
+from tests.support.command import COMMAND, environment, run_alone, save_classifier
 from tests.support.faults import Deadly, Raising
 from tests.support.scenes import Scenes, contents, worker
 from tokentm.datasets.shapes import scene
@@ -209,7 +209,7 @@ def test_tensors_of_any_type_and_shape(dtype: torch.dtype) -> None:
 
 
 def told(arguments: list[str | Path], folder: Path, **extra: str) -> str:
-    done = run(arguments, folder, **extra)
+    done = run_alone(arguments, folder, **extra)
     assert done.code == 2, done.err
     (line,) = [line for line in done.err.splitlines() if line.strip()]
     return line
@@ -270,8 +270,8 @@ def test_explain_on_a_cluster_of_its_own_prints_what_it_prints_here(tmp_path: Pa
     for index in range(3):
         scene(2718, index, 1).pil().save(tmp_path / "photos" / f"{index}.png")
     command: list[str | Path] = ["explain", "photos", "--model", classifier, "--device", "cpu", "--out"]
-    here = run([*command, "here"], tmp_path)
-    there = run([*command, "there", "--engine", "ray", "--workers", "1"], tmp_path, **PATIENT)
+    here = run_alone([*command, "here"], tmp_path)
+    there = run_alone([*command, "there", "--engine", "ray", "--workers", "1"], tmp_path, **PATIENT)
     assert (here.code, there.code) == (0, 0), there.err
     assert there.err == ""
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
@@ -302,7 +302,7 @@ ON_NODES = ["--model", "shapes", "--device", "cpu", "--methods", "gae,center", "
 @pytest.mark.slow
 def test_two_nodes_and_one_that_is_lost(two_nodes: Any, tmp_path: Path) -> None:
     command = ["evaluate", "shapes:192", "--limit", "192", *ON_NODES, "--out"]
-    assert run([*command, "here", "--workers", "0"], tmp_path).code == 0
+    assert run_alone([*command, "here", "--workers", "0"], tmp_path).code == 0
     on_ray = [*command, "there", "--engine", "ray", "--address", two_nodes.address]
     with subprocess.Popen(
         [COMMAND, *on_ray], cwd=tmp_path, env=environment(tmp_path.parent, **PATIENT), stderr=subprocess.PIPE
@@ -319,7 +319,7 @@ def test_the_head_is_started_again_and_the_command_run_again(tmp_path: Path) -> 
     from ray.cluster_utils import Cluster
 
     command = ["evaluate", "shapes:192", "--limit", "192", *ON_NODES, "--out"]
-    assert run([*command, "here", "--workers", "0"], tmp_path).code == 0
+    assert run_alone([*command, "here", "--workers", "0"], tmp_path).code == 0
     extra = {**PATIENT, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=head)
@@ -336,7 +336,7 @@ def test_the_head_is_started_again_and_the_command_run_again(tmp_path: Path) -> 
         assert 0 < len(done) < 3
         before = {path: path.stat().st_mtime_ns for path in done}
         made = Cluster(initialize_head=True, head_node_args=head)
-        again = run([*command, "there", "--engine", "ray", "--address", made.address], tmp_path, **extra)
+        again = run_alone([*command, "there", "--engine", "ray", "--address", made.address], tmp_path, **extra)
     finally:
         made.shutdown()
     assert again.code == 0, again.err

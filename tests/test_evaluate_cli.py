@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import tokentm
-from tests.support.command import COMMAND, Done, environment, run, tree
+from tests.support.command import COMMAND, Done, environment, run_alone, tree
+from tests.support.fork_server import run
 from tokentm.datasets.shapes import CLASS_NAMES, scene
 from tokentm.evaluate.results import Results
 from tokentm.report.evaluation import write_report
@@ -129,7 +130,9 @@ def test_a_pipe_gets_aligned_tables_with_intervals_and_the_verdicts(finished: Re
 
 
 def test_a_narrow_terminal_is_spared_the_intervals(finished: Results) -> None:
-    done = run(["report", finished.folder, "--only-correct"], finished.folder.parent, FORCE_COLOR="1", COLUMNS="90")
+    done = run_alone(
+        ["report", finished.folder, "--only-correct"], finished.folder.parent, FORCE_COLOR="1", COLUMNS="90"
+    )
     assert done.code == 0, done.err
     tables = tables_of(done.out)
     assert all("correctly classified only: " in heading for heading in tables)

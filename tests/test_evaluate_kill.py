@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.command import COMMAND, environment, run
+from tests.support.command import COMMAND, environment
+from tests.support.fork_server import run
 from tests.support.scenes import METHODS, contents
 
 if not hasattr(signal, "SIGKILL"):

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 import tokentm
-from tests.support.command import run
 from tests.support.fingerprint import differences, fingerprint
+from tests.support.fork_server import run
 from tests.support.model_files import refused
 from tests.support.sentences import assert_one_sentence
 from tests.support.unchecked import unchecked

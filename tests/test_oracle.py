@@ -144,7 +144,7 @@ MUTANTS = {
     "forget the mean over heads": (TOKENTM, ".mean(1)", ".sum(1)"),
     "swap E and Ẽ in the length": (TOKENTM, "after / _divisor(before)", "before / _divisor(after)"),
     "take the wrong columns of W_O": (TOKENTM, *HEADS_REVERSED),
-    "subtract the feed-forward": (TOKENTM, "1 + _ffn_weight", "1 - _ffn_weight"),
+    "subtract the feed-forward": (TOKENTM, "1 + weights.ffn", "1 - weights.ffn"),
     "start from the wrong lengths": (TOKENTM, *LATER_START),
     "softmax over heads": (TOKENTM, "cosine(change).softmax(-1)", "cosine(change).softmax(1)"),
 }
@@ -188,8 +188,12 @@ BESIDE = {
         "if False:",
     ),
     "no centring": ("tokentm.models.anatomy", "eye - 1 / width if norm.centred else eye", "eye"),
-    "the pool's plain attention": (TOKENTM, "_attention_step(*trace.last_attention, options)", "trace.start_row"),
-    "an identity beside the pool": (TOKENTM, "alone = _attention_step(*", "alone = alone + _attention_step(*"),
+    "the pool's plain attention": (
+        TOKENTM,
+        "_attention_step(pool, read, pool_weight(trace, options), options)",
+        "trace.start_row",
+    ),
+    "an identity beside the pool": (TOKENTM, "alone = _attention_step(", "alone = alone + _attention_step("),
 }
 WHERE = {
     "timm-eva02": ["ignore the norm's denominator", "ignore the inner norm", "no centring"],

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.command import run as run_command
 from tests.support.command import save_classifier, tree
+from tests.support.fork_server import run as run_command
 from tests.support.unchecked import unchecked
 from tests.support.web_page import Served, ask, bomb, data_url, png, serve
 from tokentm.datasets.shapes import scene

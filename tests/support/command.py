@@ -30,8 +30,8 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     return {**kept, **_SET, "HF_HOME": str(home / "hub"), **extra}
 
 
-def run(arguments: Sequence[str | bytes | Path], folder: Path, **extra: str) -> Done:
-    """Run ``tokentm`` with ``arguments`` in ``folder``."""
+def run_alone(arguments: Sequence[str | bytes | Path], folder: Path, **extra: str) -> Done:
+    """Run ``tokentm`` with ``arguments`` in ``folder``, as a shell does: seconds go into loading libraries."""
     done = subprocess.run(
         [COMMAND, *arguments],
         cwd=folder,

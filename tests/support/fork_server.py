@@ -4,6 +4,8 @@ A call is a real process with its own memory, exit code and output, as users get
 Run as a module it serves: a call as JSON per line on standard input, how it ended as JSON per line on standard output.
 """
 
+import atexit
+import functools
 import json
 import os
 import resource
@@ -12,15 +14,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from tests.support.command import Done, environment
 
-__all__ = ["ForkServer", "fork_server"]
+__all__ = ["ForkServer", "fork_server", "run"]
 
 _MEMORY = 6 << 30  # of address space, so that a file which claims to be huge cannot take the machine with it
 
@@ -31,6 +34,7 @@ class ForkServer:
     def __init__(self, to: IO[str], back: IO[str]) -> None:
         self._to = to
         self._back = back
+        self._lock = threading.Lock()
 
     def run(self, arguments: Sequence[str | Path], folder: Path, timeout: float = 300) -> Done:
         """Run ``tokentm`` with ``arguments`` in ``folder``; a negative exit code is the signal that ended it."""
@@ -43,9 +47,23 @@ class ForkServer:
     def _ask(self, arguments: Sequence[str | Path], folder: Path, timeout: float, script: str | None) -> Done:
         words = [str(argument) for argument in arguments]
         call = {"arguments": words, "folder": str(folder), "timeout": timeout, "script": script}
-        self._to.write(json.dumps(call) + "\n")
-        self._to.flush()
-        return Done(**json.loads(self._back.readline()))
+        with self._lock:
+            self._to.write(json.dumps(call) + "\n")
+            self._to.flush()
+            return Done(**json.loads(self._back.readline()))
+
+
+def run(arguments: Sequence[str | Path], folder: Path) -> Done:
+    """Run ``tokentm`` with ``arguments`` in ``folder``, by a server that all tests of this process share."""
+    return _shared().run(arguments, folder, timeout=600)
+
+
+@functools.cache
+def _shared() -> ForkServer:
+    undo = ExitStack()
+    atexit.register(undo.close)
+    home = undo.enter_context(tempfile.TemporaryDirectory())
+    return undo.enter_context(fork_server(Path(home)))
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from tokentm.methods.tokentm import (
     TokenTMConfig,
     attention_by_head,
     attention_change,
+    block_weights,
     cosine,
     counted,
     ffn_change,
+    pool_weight,
     ratio,
     readout_row,
     transformation_weight,
@@ -118,13 +120,13 @@ def carried(trace: Trace, options: TokenTMConfig | None = None) -> Carried:
         Non-negative, in TokenTM's units.
     """
     options = options or TokenTMConfig()
-    pool = None if trace.pool is None else _mean_by_head(*trace.last_attention, options)
+    pool = _pooled(trace, options)
     read = [step.heads for step in _steps(trace, options, pool)][::-1]
     here = _length(trace.blocks[0], trace.dtype) if options.init else torch.ones_like(trace.start_row)
     heads = []
-    for block, parts in zip(trace.blocks, read, strict=True):
+    for weights, parts in zip(block_weights(trace, options), read, strict=True):
         heads.append(parts * here[:, None])
-        here = here * (1 + _ffn(block, options, trace.dtype))
+        here = here * (1 + weights.ffn)
     kept = counted(readout_row(trace, options) * here, trace, options) if pool is None else torch.zeros_like(here)
     return Carried(torch.stack(heads, 1), None if pool is None else pool * here[:, None], kept)
 
@@ -150,7 +152,7 @@ def relevance_from_block(trace: Trace, method: str, options: Any | None = None) 
     if method not in LAYERED:
         raise InputError(f"Method {method!r} has no maps per block; {', '.join(LAYERED)} have.")
     chosen = _GAE if method == "gae" else METHODS[method].make_options(options)
-    pool = None if trace.pool is None else _mean_by_head(*trace.last_attention, chosen)
+    pool = _pooled(trace, chosen)
     steps = _steps(trace, chosen, pool)
     maps = [step.row * _length(step.block, trace.dtype) if chosen.init else step.row for step in steps]
     return torch.stack(maps[::-1], 1)
@@ -170,21 +172,23 @@ def _steps(trace: Trace, options: TokenTMConfig, pool: Tensor | None) -> Iterato
     """From the last block to the first."""
     alone = readout_row(trace, options) if pool is None else pool.sum(1)
     moved = torch.zeros_like(alone)
-    for block in reversed(trace.blocks):
-        kept = 1 + _ffn(block, options, alone.dtype)
+    for block, weights in zip(reversed(trace.blocks), reversed(block_weights(trace, options)), strict=True):
+        kept = 1 + weights.ffn
         moved, alone = moved * kept, alone * kept
-        heads = _mean_by_head(block, moved + alone, options)
+        heads = _mean_by_head(block, moved + alone, weights.heads, options)
         moved = moved + heads.sum(1)
         yield _Step(block, moved + counted(alone, trace, options), heads)
 
 
-def _mean_by_head(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTMConfig) -> Float[Tensor, "b h n"]:
+def _mean_by_head(
+    block: BlockTrace, row: Float[Tensor, "b m"], weight: Float[Tensor, "b h n"], options: TokenTMConfig
+) -> Float[Tensor, "b h n"]:
     """Each head's part of the mean over heads."""
-    return attention_by_head(block, row, options) / block.v.shape[1]
+    return attention_by_head(block, row, weight, options) / block.v.shape[1]
 
 
-def _ffn(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b n"]:
-    if not options.ffn:
-        batch, _, tokens, _ = block.k.shape
-        return block.k.new_zeros((batch, tokens), dtype=dtype)
-    return transformation_weight(ffn_change(block, dtype), options)
+def _pooled(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b h n"] | None:
+    """What each head of the attention pooling reads; None without one."""
+    if trace.pool is None:
+        return None
+    return _mean_by_head(*trace.last_attention, pool_weight(trace, options), options)

@@ -93,8 +93,8 @@ def weighted_sum(
     block: BlockTrace, row: Float[Tensor, "b m"], rows_of: Callable[[int, int], Tensor]
 ) -> Float[Tensor, "b h n"]:
     """``Σ_i row_i M_ij`` of an N×N matrix per head that ``rows_of(start, stop)`` makes a few rows of at a time."""
-    used = row.ne(0).any(0).nonzero().flatten()
-    start, stop = (int(used[0]), int(used[-1]) + 1) if used.numel() else (0, 0)
+    used = row.any(0).nonzero()
+    start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     batch, heads, tokens, _ = block.k.shape
     total = row.new_zeros(batch, heads, tokens)
     rows = max(1, _TILE_BYTES // (batch * heads * tokens * row.element_size()))

@@ -1,7 +1,7 @@
 """TokenTM: attention weighted by how much each token is transformed, aggregated over all layers."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from tokentm.trace import BlockTrace, Signal, Trace
 __all__ = [
     "Change",
     "TokenTMConfig",
+    "Weights",
     "attention_by_head",
     "attention_change",
+    "block_weights",
     "cosine",
     "counted",
     "ffn_change",
+    "pool_weight",
     "ratio",
     "readout_row",
     "tokentm",
@@ -28,6 +31,14 @@ __all__ = [
 
 Change = tuple[Float[Tensor, "*#b n"], Float[Tensor, "*#b n"], Float[Tensor, "*#b n"]]
 """Length of each token before a sub-block, of what the sub-block makes of it, and their dot product."""
+
+
+class Weights(NamedTuple):
+    """Transformation weights ``w`` of one block: of each head's attention, and of the feed-forward sub-block."""
+
+    heads: Float[Tensor, "b h n"]
+    ffn: Float[Tensor, "b n"]
+
 
 DIRECTIONS = ("softmax", "scaled", "none")
 READOUTS = ("attended", "model", "contribution")
@@ -97,14 +108,15 @@ def tokentm(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b n"]:
     """
     alone = readout_row(trace, options)
     if trace.pool is not None:  # its query is no token: no identity beside its attention
-        alone = _attention_step(*trace.last_attention, options)
+        pool, read = trace.last_attention
+        alone = _attention_step(pool, read, pool_weight(trace, options), options)
     # What never met an attention on its way, and what did.
     row = torch.zeros_like(alone)
-    for block in reversed(trace.blocks):
+    for block, weights in zip(reversed(trace.blocks), reversed(block_weights(trace, options)), strict=True):
         if options.ffn:
-            kept = 1 + _ffn_weight(block, options, row.dtype)
+            kept = 1 + weights.ffn
             row, alone = row * kept, alone * kept
-        row = row + _attention_step(block, row + alone, options)
+        row = row + _attention_step(block, row + alone, weights.heads, options)
     row = row + counted(alone, trace, options)
     if options.init:
         row = row * trace.blocks[0].tokens_in.to(row.dtype).norm(dim=-1)
@@ -149,34 +161,72 @@ def contributing_row(trace: Trace) -> Float[Tensor, "b n"]:
     return row
 
 
-def _attention_step(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTMConfig) -> Float[Tensor, "b n"]:
+def _attention_step(
+    block: BlockTrace, row: Float[Tensor, "b m"], weight: Float[Tensor, "b h n"], options: TokenTMConfig
+) -> Float[Tensor, "b n"]:
     """``row · mean_h[relu(∇A_h) ⊙ (A_h diag(w^h))]``."""
-    return attention_by_head(block, row, options).mean(1)
+    return attention_by_head(block, row, weight, options).mean(1)
 
 
-def attention_by_head(block: BlockTrace, row: Float[Tensor, "b m"], options: TokenTMConfig) -> Float[Tensor, "b h n"]:
+def attention_by_head(
+    block: BlockTrace, row: Float[Tensor, "b m"], weight: Float[Tensor, "b h n"], options: TokenTMConfig
+) -> Float[Tensor, "b h n"]:
     """``row · relu(∇A_h) ⊙ (A_h diag(w^h))`` of each head; denominators of norms behind the attention divide its rows.
 
     Args:
-        block: With ``ATTENTION``, ``ATTENTION_GRAD`` and ``TOKENS``.
+        block: With ``ATTENTION`` and ``ATTENTION_GRAD``.
         row: Non-negative weight of each query token.
+        weight: ``w`` of each head and key token, from ``block_weights`` or ``pool_weight``.
         options: See ``TokenTMConfig``.
     """
     if block.query_scale is not None and options.length:
         row = row * block.query_scale.to(row.dtype)
-    summed = weighted_attention(block, row, gradient=True)
-    return _attention_weight(block, options, row.dtype) * summed
+    return weight * weighted_attention(block, row, gradient=True)
 
 
-def _ffn_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b n"]:
-    return transformation_weight(ffn_change(block, dtype), options)
+def block_weights(trace: Trace, options: TokenTMConfig) -> list[Weights]:
+    """Transformation weights of all blocks, made at once: of tensors with N numbers it is calls that cost.
+
+    Args:
+        trace: With ``ATTENTION`` and ``TOKENS``.
+        options: See ``TokenTMConfig``; without ``ffn`` the weights of feed-forward sub-blocks are zero.
+    """
+    plain = not options.length and options.direction == "none"
+    changes: list[Change] = []
+    for block in trace.blocks:
+        if not plain:
+            changes.append(attention_change(block, trace.dtype, layer_scale=options.layer_scale))
+        if options.ffn:
+            before, after, dot = ffn_change(block, trace.dtype)
+            changes.append((before[:, None], after[:, None], dot[:, None]))
+    found = iter(_weights_of(changes, options))
+    weights: list[Weights] = []
+    for block in trace.blocks:
+        heads = _ones(block, trace.dtype) if plain else next(found)
+        weights.append(Weights(heads, next(found).squeeze(1) if options.ffn else torch.zeros_like(heads[:, 0])))
+    return weights
 
 
-def _attention_weight(block: BlockTrace, options: TokenTMConfig, dtype: torch.dtype) -> Float[Tensor, "b h n"]:
+def pool_weight(trace: Trace, options: TokenTMConfig) -> Float[Tensor, "b h n"]:
+    """Transformation weight of the attention pooling, whose values become no token of a next block."""
+    pool, _ = trace.last_attention
     if not options.length and options.direction == "none":
-        batch, heads, tokens, _ = block.v.shape
-        return torch.ones((), dtype=dtype, device=block.v.device).expand(batch, heads, tokens)
-    return transformation_weight(attention_change(block, dtype, layer_scale=options.layer_scale), options)
+        return _ones(pool, trace.dtype)
+    return transformation_weight(attention_change(pool, trace.dtype, layer_scale=options.layer_scale), options)
+
+
+def _ones(block: BlockTrace, dtype: torch.dtype) -> Float[Tensor, "b h n"]:
+    batch, heads, tokens, _ = block.v.shape
+    return torch.ones((), dtype=dtype, device=block.v.device).expand(batch, heads, tokens)
+
+
+def _weights_of(changes: list[Change], options: TokenTMConfig) -> list[Tensor]:
+    """``transformation_weight`` of each, all in one call; blocks may differ in their number of heads."""
+    if not changes:
+        return []
+    whole = [(before.expand_as(after), after, dot) for before, after, dot in changes]
+    before, after, dot = (torch.cat(parts, 1) for parts in zip(*whole, strict=True))
+    return list(transformation_weight((before, after, dot), options).split([part[2].shape[1] for part in whole], 1))
 
 
 def ffn_change(block: BlockTrace, dtype: torch.dtype) -> Change:

@@ -30,7 +30,9 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
     """
     # The second lock is for models that share their blocks under heads of their own.
     with lock_of(module), lock_of(anatomy.blocks[0].block), ExitStack() as undo:
+        parameters: dict[int, nn.Parameter] = {}
         for submodule in module.modules():
+            parameters.update((id(found), found) for found in submodule._parameters.values() if found is not None)
             if submodule.training:
                 submodule.training = False
                 undo.callback(setattr, submodule, "training", True)
@@ -43,18 +45,7 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
                 if submodule.__dict__.get(name) is True:
                     setattr(submodule, name, False)
                     undo.callback(setattr, submodule, name, True)
-        thawed = {id(parameter) for parameter in anatomy.thawed()}
-        for parameter in module.parameters():
-            if parameter.is_inference():
-                raise InputError(
-                    "The model's parameters were made under torch.inference_mode(), so no gradient can pass them; "
-                    "build or load the model outside of it."
-                )
-            # Frozen weights let the graph start where it is needed and keep no weight gradients.
-            if parameter.requires_grad and id(parameter) not in thawed:
-                parameter.requires_grad_(False)
-                undo.callback(parameter.requires_grad_, True)
-                taken.frozen.add(id(parameter))
+        _freeze(undo, parameters, anatomy, taken)
         _hook(undo, anatomy.patch_embed, after=lambda embedded: _take_grid(taken, embedded))
         for index in range(len(anatomy.blocks)):
             _attach_block(undo, index, anatomy, taken)
@@ -67,6 +58,22 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
                 after=partial(_leave, taken),
             )
         yield
+
+
+def _freeze(undo: ExitStack, parameters: dict[int, nn.Parameter], anatomy: Anatomy, taken: Taken) -> None:
+    """Frozen weights let the graph start where it is needed and keep no weight gradients."""
+    if any(parameter.is_inference() for parameter in parameters.values()):
+        raise InputError(
+            "The model's parameters were made under torch.inference_mode(), so no gradient can pass them; "
+            "build or load the model outside of it."
+        )
+    learning = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    thawed = {id(parameter) for parameter in anatomy.thawed()} if learning else set()
+    for parameter in learning:
+        if id(parameter) not in thawed:
+            parameter.requires_grad_(False)
+            undo.callback(parameter.requires_grad_, True)
+            taken.frozen.add(id(parameter))
 
 
 def _attach_block(undo: ExitStack, index: int, anatomy: Anatomy, taken: Taken) -> None:

@@ -32,7 +32,7 @@ evaluate: $(STAMP)
 
 # One process per core; the tests of a file stay together, because they share what is costly to build.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

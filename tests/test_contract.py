@@ -52,6 +52,10 @@ CASES = {
     "interrupted": Case(error=KeyboardInterrupt, place="ffn_norm", block=1),
 }
 MODES = ("eval", "in use")
+# A model in use has all that a failure could leave changed; that one in eval mode fails as well is seen once.
+CASES_BY_MODE = [
+    (case, mode) for case in CASES for mode in MODES if mode == "in use" or case in ("fine", "interrupted")
+]
 
 # Every method under every backward rule that it composes with.
 EXPLANATIONS = {
@@ -98,10 +102,10 @@ def users_images(name: str, mode: str) -> Tensor:
     return image_batch(name).requires_grad_(mode == "in use")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("case_name", "mode"), CASES_BY_MODE)
 @pytest.mark.parametrize("specimen_name", ZOO)
-def test_no_method_leaves_anything_behind(specimen_name: str, case: Case, mode: str) -> None:
+def test_no_method_leaves_anything_behind(specimen_name: str, case_name: str, mode: str) -> None:
+    case = CASES[case_name]
     model, images = users_model(specimen_name, mode), users_images(specimen_name, mode)
     case.arm(model)
     left = {}

@@ -68,7 +68,7 @@ def _tensor_facts(name: str, tensor: Tensor) -> dict[str, object]:
 def _process_facts() -> dict[str, object]:
     return {
         "torch random state": _bytes(torch.get_rng_state()),
-        "numpy random state": repr(np.random.get_state()),  # noqa: NPY002  (the global one is what is watched)
+        "numpy random state": _numpy_state(),
         "python random state": random.getstate(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
@@ -87,6 +87,11 @@ def _process_facts() -> dict[str, object]:
         "warning filters": _frozen(warnings.filters),
         "excepthook": Same(sys.excepthook),
     }
+
+
+def _numpy_state() -> tuple[object, ...]:
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  (the global one is what is watched)
+    return (name, np.asarray(keys).tobytes(), *rest)
 
 
 def _frozen(value: Any) -> object:

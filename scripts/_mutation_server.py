@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 __all__ = ["Order", "ask"]
 
 
@@ -52,7 +54,6 @@ def serve(address: Path) -> None:
     import matplotlib.pyplot  # noqa: F401
     import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
-    import pytest  # noqa: F401
     import scipy.stats  # noqa: F401
     import sklearn.metrics  # noqa: F401
     import timm  # noqa: F401
@@ -81,8 +82,6 @@ def serve(address: Path) -> None:
 
 def run(order: Order) -> int:
     """Run the tests in this process, as if it had been started in the folder; pytest's exit status."""
-    import pytest
-
     os.chdir(order.folder)
     sys.path[:0] = [f"{order.folder}/src", order.folder]
     # What is loaded already pytest cannot rewrite; it warns, and warnings are errors.
@@ -107,6 +106,7 @@ class Chosen:
     def __init__(self, tests: list[str]) -> None:
         self.place = {name: index for index, name in enumerate(tests)}
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """See pytest."""
         if self.place:

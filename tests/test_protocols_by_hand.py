@@ -318,3 +318,35 @@ def test_saco_is_blind_to_scale_and_shift_and_a_constant_map_scores_nothing() ->
     np.testing.assert_allclose(moved, plain, rtol=1e-6)
     assert abs(plain[0]) < 1
     assert measure("saco", batch, maps_of(batch, [[[1 / 3] * 4] * 4], [0]), config)["coefficient"][0] == 0
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+# Which end is good, where the papers' tables have an arrow; percentages have two decimals, as there.
+ARROWS = {
+    "perturbation": {"AUC positive": "↓", "AUC negative": "↑", "AOPC": "↑", "LOdds": "↓", "clean accuracy": " "},
+    "insertion-deletion": {"insertion": "↑", "deletion": "↓", "insertion − deletion": "↑"},
+    "mif-lif-srg": {"MIF": "↑", "LIF": "↑", "SRG": "↑", "MIF AOPC": "↑", "LIF AOPC": "↓", "SRG AOPC": "↑"},
+    "segmentation": {
+        "pixel accuracy": "↑", "mIoU": "↑", "mAP": "↑", "mF1": "↑", "pointing game": "↑", "energy inside": "↑",
+        "mask share": " ",
+    },
+    "saco": {"SaCo": "↑"},
+    "completeness": {"completeness error": "↓"},
+    "randomisation": {
+        "similarity after the head": "↓", "similarity after all blocks": "↓", "similarity": "↓",
+        "class similarity": "↓",
+    },
+}  # fmt: skip
+PERCENT = {"AUC positive", "AUC negative", "clean accuracy", "MIF", "LIF", "SRG"}
+
+
+def test_every_figure_says_which_end_is_good_and_in_what_it_is_printed() -> None:
+    assert set(ARROWS) == set(PROTOCOLS)
+    for name, expected in ARROWS.items():
+        found = PROTOCOLS[name].metrics(PROTOCOLS[name].config())
+        assert {m.name: {True: "↑", False: "↓", None: " "}[m.higher_is_better] for m in found} == expected
+        for m in found:
+            percent = m.name in PERCENT or name == "segmentation"
+            decimals = 5 if name == "completeness" else 2 if percent else 3
+            assert (m.unit, m.digits) == ("%" if percent else "", decimals), m.name

@@ -5,9 +5,9 @@
 cosmic-ray finds the places and makes the changes, in copies of the committed files below ``build/mutation``; of every
 place one change is drawn, and of those a sample. First all tests run once without a change, and coverage notes which
 test runs which line. Then the tests that run a changed statement are run, the shortest of each file first, until one
-fails; whoever survives a minute of them is tried by four minutes more. Statements that run only while their file is
-loaded are tried by the tests that run anything of it. Tests that swap a line of the source for a mutant of their own
-are left out: they fail wherever that line has changed, and that would count as noticing.
+fails; whoever survives half a minute of them is tried by one and a half more. Statements that run only while their
+file is loaded are tried by the tests that run anything of it. Tests that swap a line of the source for a mutant of
+their own are left out: they fail wherever that line has changed, and that would count as noticing.
 
 Needs ``pip install cosmic-ray coverage`` and a clean checkout. It goes on where it was interrupted.
 """
@@ -48,7 +48,7 @@ METRIC_TESTS = [
     "evaluate_faults",
 ]
 # Of a core: for all tests without a change; for the first tests of a changed statement; and for all that it is given.
-SECONDS, FIRST, MOST = 7200.0, 60.0, 300.0
+SECONDS, FIRST, MOST = 7200.0, 30.0, 120.0
 chance = random.Random(0)  # noqa: S311
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -36,7 +36,17 @@ ROOT = Path(__file__).resolve().parents[1]
 MUTATED = ("src/tokentm/methods", "src/tokentm/evaluate/protocols", "src/tokentm/evaluate/statistics.py")
 # Titles and references, what registers, and a kernel that only a GPU runs.
 LEFT_OUT = ("bibliography.py", "registry.py", "_fold_triton.py", "__init__.py")
-METHOD_TESTS = ["oracle", "gradient_methods", "probing_methods", "lrp", "lrp_places", "depth", "compare", "properties"]
+METHOD_TESTS = [
+    "declared",
+    "oracle",
+    "gradient_methods",
+    "probing_methods",
+    "lrp",
+    "lrp_places",
+    "depth",
+    "compare",
+    "properties",
+]
 METRIC_TESTS = [
     "statistics",
     "protocols_by_hand",

@@ -37,6 +37,7 @@ MUTATED = ("src/tokentm/methods", "src/tokentm/evaluate/protocols", "src/tokentm
 # Titles and references, what registers, and a kernel that only a GPU runs.
 LEFT_OUT = ("bibliography.py", "registry.py", "_fold_triton.py", "__init__.py")
 METHOD_TESTS = [
+    "transformation",
     "declared",
     "oracle",
     "gradient_methods",

@@ -98,6 +98,9 @@ def test_patches_go_whole() -> None:
     assert patch_ranks(grid, (4, 4)).view(4, 4).tolist() == [
         [12, 13, 4, 5], [14, 15, 6, 7], [0, 1, 8, 9], [2, 3, 10, 11],
     ]  # fmt: skip
+    # A grid of two rows and three columns, of patches one pixel high and two wide.
+    wide = patch_ranks(torch.tensor([[[1.0, 3.0, 2.0], [6.0, 5.0, 4.0]]]), (2, 6))
+    assert wide.view(2, 6).tolist() == [[10, 11, 6, 7, 8, 9], [0, 1, 2, 3, 4, 5]]
     batch = batch_of([FALLING], THRESHOLD, [0])
     config = PerturbationConfig(fractions=(0.0, 0.3, 0.5), ranking="patches")
     rows = measure("perturbation", batch, maps_of(batch, [FALLING], [0], grid.tolist()), config)

@@ -195,6 +195,12 @@ def test_rows_that_are_the_same_three_times_tell_no_more_than_once() -> None:
         assert estimate(MEAN, six, photos, seed=3).low == singly.low
 
 
+def test_a_figure_of_nothing_rests_on_nothing() -> None:
+    found = estimate(MEAN, rows_of([np.nan] * 3))
+    assert (found.count, found.photos) == (0, 0)
+    assert np.isnan([found.value, found.low, found.high]).all()
+
+
 def test_photos_of_one_row_each_change_nothing() -> None:
     values = normal(60)
     names = tuple(f"{at:03}" for at in reversed(range(60)))  # in an order of their own

@@ -19,7 +19,7 @@ from tokentm.methods.beyond_intuition import BeyondIntuitionConfig
 from tokentm.methods.integrated_gradients import IntegratedGradientsConfig
 from tokentm.methods.rise import RiseConfig, rise
 from tokentm.methods.tis import TisConfig, k_means
-from tokentm.methods.vit_cx import VitCxConfig, cluster
+from tokentm.methods.vit_cx import VitCxConfig, _scaled, cluster
 from tokentm.models import describe
 from tokentm.recorder import record
 from tokentm.session import _ModelProbe
@@ -357,3 +357,9 @@ def test_an_unknown_rule_is_named() -> None:
 def test_a_start_block_beyond_the_last_is_named() -> None:
     with pytest.raises(InputError, match=r"start_block=3 leaves no block of 3; give a smaller one\."):
         relevance("timm-vit", "beyond_intuition_h", BeyondIntuitionConfig(start_block=3))
+
+
+def test_masks_of_vit_cx_run_from_nothing_to_one() -> None:
+    maps = torch.tensor([[[1.0, 1.25], [1.5, 1.5]], [[-2.0, 0.0], [2.0, 6.0]], [[3.0, 3.0], [3.0, 3.0]]])
+    expected = torch.tensor([[[0.0, 0.5], [1.0, 1.0]], [[0.0, 0.25], [0.5, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(_scaled(maps, 2, 2, 2), expected)

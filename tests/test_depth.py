@@ -106,9 +106,9 @@ def test_other_methods_have_no_maps_per_block() -> None:
 DEPTH = "tokentm.methods._depth"
 MUTANTS = {
     "heads in the wrong order of blocks": ("_steps(trace, options, pool)][::-1]", "_steps(trace, options, pool)]"),
-    "forget what feed-forwards do below": ("here = here * (1 + weights.ffn)", "here = here"),
+    "forget what feed-forwards do below": ("here = here * (1 + step.weights.ffn)", "here = here"),
     "forget the mean over heads": ("options) / block.v.shape[1]", "options)"),
-    "forget the lengths": ("heads.append(parts * here[:, None])", "heads.append(parts)"),
+    "forget the lengths": ("heads.append(step.heads * here[:, None])", "heads.append(step.heads)"),
     "the feed-forward after the attention": ("trace, options), heads)", "trace, options), heads * 1.01)"),
 }
 MAP_MUTANTS = {

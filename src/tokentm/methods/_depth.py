@@ -13,6 +13,7 @@ from tokentm.methods.registry import METHODS
 from tokentm.methods.rollout import RolloutConfig
 from tokentm.methods.tokentm import (
     TokenTMConfig,
+    Weights,
     attention_by_head,
     attention_change,
     block_weights,
@@ -121,12 +122,12 @@ def carried(trace: Trace, options: TokenTMConfig | None = None) -> Carried:
     """
     options = options or TokenTMConfig()
     pool = _pooled(trace, options)
-    read = [step.heads for step in _steps(trace, options, pool)][::-1]
+    steps = [*_steps(trace, options, pool)][::-1]
     here = _length(trace.blocks[0], trace.dtype) if options.init else torch.ones_like(trace.start_row)
     heads = []
-    for weights, parts in zip(block_weights(trace, options), read, strict=True):
-        heads.append(parts * here[:, None])
-        here = here * (1 + weights.ffn)
+    for step in steps:
+        heads.append(step.heads * here[:, None])
+        here = here * (1 + step.weights.ffn)
     kept = counted(readout_row(trace, options) * here, trace, options) if pool is None else torch.zeros_like(here)
     return Carried(torch.stack(heads, 1), None if pool is None else pool * here[:, None], kept)
 
@@ -164,6 +165,7 @@ class _Step:
     """The readout row once it has passed a block downwards, and what each head added to it there."""
 
     block: BlockTrace
+    weights: Weights
     row: Float[Tensor, "b n"]
     heads: Float[Tensor, "b h n"]
 
@@ -177,7 +179,7 @@ def _steps(trace: Trace, options: TokenTMConfig, pool: Tensor | None) -> Iterato
         moved, alone = moved * kept, alone * kept
         heads = _mean_by_head(block, moved + alone, weights.heads, options)
         moved = moved + heads.sum(1)
-        yield _Step(block, moved + counted(alone, trace, options), heads)
+        yield _Step(block, weights, moved + counted(alone, trace, options), heads)
 
 
 def _mean_by_head(

@@ -1,8 +1,10 @@
 """Every method against its second writing, on every family, for every option; and mutants that must go red."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 
 import pytest
 import torch
@@ -79,17 +81,34 @@ def test_the_specimens_can_tell_mistakes_apart(name: str) -> None:
     assert float((gradients < 0).double().mean()) > 0.2
 
 
+@contextmanager
+def on_the(way: str) -> Iterator[None]:
+    """The specimens are small, and what is cheaper for few tokens is done; ``large`` sends them the other way."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "large":
+            patch.setattr(import_module("tokentm.taps.small_attention"), "_MOST", -1)
+            patch.setattr(import_module("tokentm.methods.tokentm"), "_FEW", -1)
+        yield
+
+
+WAYS = pytest.mark.parametrize("way", ["small", "large"])
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("name", ZOO)
-def test_tokentm_in_float32(name: str, options: TokenTMConfig) -> None:
-    found = relevance(name, "tokentm", options)
+@WAYS
+def test_tokentm_in_float32(name: str, options: TokenTMConfig, way: str) -> None:
+    with on_the(way):
+        found = relevance(name, "tokentm", options)
     assert found.dtype == torch.float32
     assert largest_difference(found, expected_tokentm(name, options)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_tokentm_in_float64(name: str) -> None:
-    found = relevance(name, "tokentm", dtype=torch.float64)
+@WAYS
+def test_tokentm_in_float64(name: str, way: str) -> None:
+    with on_the(way):
+        found = relevance(name, "tokentm", dtype=torch.float64)
     assert largest_difference(found, expected_tokentm(name, TokenTMConfig())) < 1e-12
 
 
@@ -119,9 +138,10 @@ def _switches(options: TokenTMConfig) -> dict[str, object]:
 
 
 def test_small_tiles_change_nothing() -> None:
-    whole = relevance("timm-vit", "tokentm")
-    with mutant("tokentm.methods._fold", "_TILE_BYTES // (batch * heads * tokens * row.element_size())", "3"):
-        tiled = relevance("timm-vit", "tokentm")
+    with on_the("large"):
+        whole = relevance("timm-vit", "tokentm")
+        with mutant("tokentm.methods._fold", "_TILE_BYTES // (batch * heads * tokens * row.element_size())", "3"):
+            tiled = relevance("timm-vit", "tokentm")
     torch.testing.assert_close(tiled, whole, rtol=1e-6, atol=1e-7)
 
 
@@ -153,6 +173,33 @@ MUTANTS = {
 @pytest.mark.parametrize("name", ["timm-vit", "timm-dinov2", "transformers-vit", "torchvision-vit"])
 @pytest.mark.parametrize("mutation", MUTANTS.values(), ids=MUTANTS)
 def test_mutants_go_red(name: str, mutation: tuple[str, str, str]) -> None:
+    with on_the("large"), mutant(*mutation):
+        found = relevance(name, "tokentm")
+    assert largest_difference(found, expected_tokentm(name, TokenTMConfig())) > 1e-4
+
+
+SMALL = "tokentm.taps.small_attention"
+SMALL_MUTANTS = {
+    "drop the ReLU": (SMALL, "change.relu_().mul_", "change.mul_"),
+    "transpose what is kept": (SMALL, "change.relu_().mul_(attention)", "change.relu_().mul_(attention).mT"),
+    "forget the scale on the way to the queries": (SMALL, "(step @ key).mul_(scale)", "step @ key"),
+    "forget the scale on the way to the keys": (SMALL, "step.mT @ scaled", "step.mT @ query"),
+    "nothing for the values": (SMALL, "attention.mT @ grad", "torch.zeros_like(value)"),
+    "another softmax": (SMALL, "softmax(-1)", "softmax(-2)"),
+    "a softmax whose rows are free": (SMALL, "value=-1", "value=0"),
+    "heads on the wrong columns of W_O": (TOKENTM, *HEADS_REVERSED),
+    "lengths of other tokens": (
+        TOKENTM,
+        "after_length = after.norm(dim=-1)",
+        "after_length = after.norm(dim=-1).flip(-1)",
+    ),
+    "agreement with no direction": (TOKENTM, "after.mul_(before[:, None])", "after"),
+}
+
+
+@pytest.mark.parametrize("name", ["timm-vit", "timm-dinov2", "transformers-vit", "torchvision-vit"])
+@pytest.mark.parametrize("mutation", SMALL_MUTANTS.values(), ids=SMALL_MUTANTS)
+def test_mutants_of_small_attention_go_red(name: str, mutation: tuple[str, str, str]) -> None:
     with mutant(*mutation):
         found = relevance(name, "tokentm")
     assert largest_difference(found, expected_tokentm(name, TokenTMConfig())) > 1e-4

@@ -86,10 +86,14 @@ class Recording:
         if Signal.IMAGE_GRAD in signals:
             wanted["image"] = self._inputs
         self._taken.bias.reset()
-        grads = backward_pass(self._score_source, target, score, tuple(wanted.values()), half=self._half, keep=keep)
+        self._taken.weighted.clear()
+        half = self._half
+        grads = backward_pass(self._score_source, target, score, tuple(wanted.values()), half=half, keep=keep)
         found = dict(zip(wanted, grads, strict=True))
         _check_read(found[f"tokens{blocks}"], template)
         tokens_grad = Signal.TOKENS_GRAD in signals
+        # In float16 the pass is of a scaled score; what was kept on its way is not scaled down.
+        weighted = {} if half else self._taken.weighted
         pool = template.pool and replace(template.pool, _grad=found.get(f"output{blocks}"))
         return replace(
             template,
@@ -98,6 +102,7 @@ class Recording:
                 replace(
                     block,
                     _grad=found.get(f"output{i}"),
+                    weighted=weighted.pop(i, None),
                     _tokens_grad=found[f"tokens{i}"] if tokens_grad else None,
                     _layer_grad=layer_grads[i] if layer_grads else None,
                 )

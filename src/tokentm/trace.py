@@ -71,6 +71,7 @@ class BlockTrace:
             stream are folded in with their denominators constant.
         layer_scale: Scale (w,) after the projection, or None.
         query_scale: One over the denominators of those norms for each query token, (b, n); None without such norms.
+        weighted: ``A ⊙ relu(∇A)``, (b, h, n, n), where the backward pass has made it on its way: for few tokens.
         grad: Gradient of the target score at the attention output (b, h, n, d), before the projection.
         tokens_in: ``E``, residual stream entering the attention sub-block.
         tokens_mid: ``E'``, residual stream entering the feed-forward sub-block.
@@ -88,6 +89,7 @@ class BlockTrace:
     proj_weight: Float[Tensor, "w hd"]
     layer_scale: Float[Tensor, "w"] | None
     query_scale: Float[Tensor, "b m"] | None = None
+    weighted: Float[Tensor, "b h m n"] | None = None
     _grad: Float[Tensor, "b h m d"] | None = None
     _tokens_in: Float[Tensor, "b n w"] | None = None
     _tokens_mid: Float[Tensor, "b n w"] | None = None

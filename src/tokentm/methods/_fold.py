@@ -47,6 +47,9 @@ def weighted_attention(block: BlockTrace, row: Float[Tensor, "b m"], *, gradient
         from tokentm.methods._fold_triton import fused_weighted_attention
 
         return fused_weighted_attention(block, row)
+    if gradient and block.weighted is not None:
+        whole = block.weighted.to(row.dtype)
+        return weighted_sum(block, row, lambda low, high: whole[:, :, low:high])
     values = block.v.to(row.dtype).transpose(-2, -1) if gradient else None
 
     def rows(low: int, high: int) -> Tensor:

@@ -43,6 +43,9 @@ class Weights(NamedTuple):
 DIRECTIONS = ("softmax", "scaled", "none")
 READOUTS = ("attended", "model", "contribution")
 
+# Up to so many numbers the (b, h, n, w) tensor of what each head makes of each token is made: 197 tokens of ViT-B.
+_FEW = 2 << 20
+
 
 @final
 @dataclass(frozen=True)
@@ -239,7 +242,8 @@ def attention_change(block: BlockTrace, dtype: torch.dtype, *, layer_scale: bool
     """What each head makes of each token: ``L(E)`` (b, 1, n), ``L(Ẽ_h)`` and ``E·Ẽ_h`` (b, h, n).
 
     No (n, w) tensor per head is made: ``‖v_h W_h‖² = v_h G_h v_hᵀ`` with the d×d Gram matrix ``G_h = W_h W_hᵀ``, and
-    ``E·(v_h W_h) = (E W_hᵀ)·v_h``: one w×w product per block. The output bias belongs to no head and is left out.
+    ``E·(v_h W_h) = (E W_hᵀ)·v_h``: one w×w product per block. Only for few tokens on a CPU, where Gram matrices cost
+    more than they save, ``v_h W_h`` is made. The output bias belongs to no head and is left out.
     """
     heads, width = block.v.shape[1], block.v.shape[3]
     projection = block.proj_weight.to(dtype)
@@ -247,11 +251,15 @@ def attention_change(block: BlockTrace, dtype: torch.dtype, *, layer_scale: bool
         projection = projection * block.layer_scale.to(dtype)[:, None]
     before, values = block.tokens_in.to(dtype), block.v.to(dtype)
     per_head = projection.unflatten(1, (heads, width)).transpose(0, 1)  # (h, w, d)
-    gram = per_head.transpose(-2, -1) @ per_head
-    # Rounding can push the square of a near-zero length below zero.
-    after_length = torch.linalg.vecdot(values @ gram, values).clamp_min(0).sqrt()
-    projected = (before @ projection).unflatten(-1, (heads, width)).transpose(1, 2)
-    return before.norm(dim=-1)[:, None], after_length, torch.linalg.vecdot(projected, values)
+    if values.device.type == "cpu" and heads * before.numel() <= _FEW:
+        after = values @ per_head.mT  # (b, h, n, w)
+        after_length = after.norm(dim=-1)
+        dot = after.mul_(before[:, None]).sum(-1)
+    else:
+        # Rounding can push the square of a near-zero length below zero.
+        after_length = torch.linalg.vecdot(values @ (per_head.mT @ per_head), values).clamp_min(0).sqrt()
+        dot = torch.linalg.vecdot((before @ projection).unflatten(-1, (heads, width)).transpose(1, 2), values)
+    return before.norm(dim=-1)[:, None], after_length, dot
 
 
 def transformation_weight(change: Change, options: TokenTMConfig) -> Float[Tensor, "*#b n"]:

@@ -1,6 +1,7 @@
 """Seeing every attention of a forward pass while the model keeps its own kernels."""
 
 import math
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -11,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 from tokentm.errors import UnsupportedModelError
 from tokentm.models.anatomy import Anatomy
 from tokentm.taps.readout_rows import attention_of_rows, linear_of_rows
+from tokentm.taps.small_attention import attention_by_matrices, is_small
 from tokentm.taps.subset import subset_mask
 from tokentm.taps.taken import AttentionCall, Taken
+from tokentm.trace import Signal
 
 __all__ = ["AttentionTap"]
 
@@ -81,6 +84,8 @@ class AttentionTap(TorchFunctionMode):
             output = _WithValue.apply(output, value_of)
         elif taken.few_queries and attn_mask is None and not taken.closed:
             output = attention_of_rows(query, key, value, scale, output)
+        elif self._keeps_weighted(attn_mask) and not pooling and is_small(query):
+            output = attention_by_matrices(query, key, value, scale, output, partial(taken.weighted.__setitem__, index))
         if taken.closed:
             return output
         if taken.signals.needs_backward and not output.requires_grad:
@@ -94,6 +99,11 @@ class AttentionTap(TorchFunctionMode):
             output=output,
         )
         return output
+
+    def _keeps_weighted(self, mask: Tensor | None) -> bool:
+        """Whether plain gradients pass this attention, and methods will weigh it by them."""
+        taken = self._taken
+        return taken.plain and mask is None and not taken.closed and Signal.ATTENTION_GRAD in taken.signals
 
     def _multi_head(
         self,

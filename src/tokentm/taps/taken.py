@@ -81,6 +81,7 @@ class Taken:
     tokens_in: dict[int, Tensor] = field(default_factory=dict)  # in the graph; index blocks+0 … the last is final
     tokens_mid: dict[int, Tensor] = field(default_factory=dict)
     ffn_added: dict[int, Tensor] = field(default_factory=dict)
+    weighted: dict[int, Tensor] = field(default_factory=dict)  # filled by each backward pass
     query_scale: dict[int, Tensor] = field(default_factory=dict)
     bias: BiasShare = field(default_factory=BiasShare)
     grid: tuple[int, int] | None = None

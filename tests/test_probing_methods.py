@@ -111,6 +111,13 @@ def test_options_mean_what_they_say(method: str, options: object) -> None:
 MUTANTS = {
     "integrated_gradients": ("integrated_gradients", "(1 + points) / 2", "points.clip(0)"),
     "integrated_gradients: no input": ("integrated_gradients", "total * trace.images.to(total.dtype)", "total"),
+    "integrated_gradients: other classes": ("_path", "trace.target.repeat(", "trace.target.repeat_interleave("),
+    "integrated_gradients: one weight": ("integrated_gradients", "weights[index]", "weights[0]"),
+    "beyond_intuition_h: points for images": (
+        "beyond_intuition",
+        "(0, (len(chunk), -1)).sum(0)",
+        "(0, (-1, len(chunk))).sum(1)",
+    ),
     "rise: unweighted": ("rise", "(logits.to(dtype))[:, target]", "(logits.to(dtype)).amax(-1)"),
     "rise: no shift": ("rise", "mask[y : y + height, x : x + width]", "mask[:height, :width]"),
     "beyond_intuition_h": ("beyond_intuition", ".abs_().sum((-2, -1))", ".sum((-2, -1)).abs_()"),
@@ -145,6 +152,13 @@ def test_rows_depend_on_neither_batch_nor_chunk(method: str) -> None:
     if hasattr(SMALL[method], "batch"):
         chunked = relevance("timm-vit", method, replace(SMALL[method], batch=3), images, [2, 5, 1])
         torch.testing.assert_close(chunked, together, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "beyond_intuition_h", "beyond_intuition_t"])
+def test_a_path_may_be_walked_in_parts(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three points of two images with 17 tokens at a time, and the points that are left.
+    monkeypatch.setattr("tokentm.methods._path._TOGETHER", 3 * 2 * 17)
+    assert largest_difference(relevance("timm-vit", method), expected("timm-vit", method)) < 1e-5
 
 
 @pytest.mark.parametrize("method", SMALL)

@@ -11,8 +11,8 @@ from torch import Tensor
 from tokentm._typing import Float, Int
 from tokentm.errors import InputError
 from tokentm.methods._fold import _TILE_BYTES, attention_rows
+from tokentm.methods._path import along_path
 from tokentm.methods.registry import Probe, method
-from tokentm.progress import steps
 from tokentm.trace import BlockTrace, Signal, Trace
 
 __all__ = ["BeyondIntuitionConfig", "beyond_intuition_h", "beyond_intuition_t"]
@@ -61,7 +61,7 @@ def beyond_intuition_h(trace: Trace, options: BeyondIntuitionConfig, probe: Prob
     Args:
         trace: With ``ATTENTION`` and ``ATTENTION_GRAD``.
         options: See ``BeyondIntuitionConfig``.
-        probe: Runs ``steps − 1`` forward and backward passes over the batch; the last point is the trace itself.
+        probe: Runs both passes for ``steps − 1`` points, few at a time; the last point is the trace itself.
 
     Returns:
         Non-negative, (b, n), in units of the logit.
@@ -99,7 +99,7 @@ def beyond_intuition_t(trace: Trace, options: BeyondIntuitionConfig, probe: Prob
     Args:
         trace: With ``ATTENTION``, ``ATTENTION_GRAD`` and ``TOKENS``.
         options: See ``BeyondIntuitionConfig``.
-        probe: Runs ``steps − 1`` forward and backward passes over the batch; the last point is the trace itself.
+        probe: Runs both passes for ``steps − 1`` points, few at a time; the last point is the trace itself.
 
     Returns:
         Non-negative, (b, n), in units of the logit.
@@ -191,8 +191,8 @@ def _feedback(
 ) -> Float[Tensor, "b r n"]:
     """Rows ``places`` of F; the sign is taken head by head, after the mean over the path and before that over heads."""
     total = _last_gradient(trace, places)
-    for alpha in steps(np.linspace(0, 1, options.steps)[:-1], options.steps - 1):
-        total = total + _last_gradient(probe.trace(trace.images * float(alpha), trace.target, _READS), places)
+    for chunk, path in along_path(trace, np.linspace(0, 1, options.steps)[:-1], probe, _READS):
+        total = total + _last_gradient(path, places).unflatten(0, (len(chunk), -1)).sum(0)
     return (total / options.steps).relu().mean(1)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tokentm._typing import Float
 from tokentm.errors import InputError
+from tokentm.methods._path import along_path
 from tokentm.methods._pixels import pixels_to_tokens
 from tokentm.methods.registry import Probe, method
-from tokentm.progress import steps
 from tokentm.trace import Signal, Trace
 
 __all__ = ["IntegratedGradientsConfig", "integrated_gradients"]
@@ -25,7 +25,8 @@ class IntegratedGradientsConfig:
     """Options of integrated gradients.
 
     Attributes:
-        steps: Points on the path, one forward and one backward pass each.
+        steps: Points on the path, one forward and one backward pass each; several go through the model
+            together where the images have few tokens.
         rule: Where the points lie and what they weigh: ``"gausslegendre"`` (exact for polynomials, what captum
             does by default), ``"midpoint"``, or ``"right"`` (the paper's sum, whose last point is the image itself).
     """
@@ -60,7 +61,7 @@ def integrated_gradients(trace: Trace, options: IntegratedGradientsConfig, probe
     Args:
         trace: Its images and target are read.
         options: See ``IntegratedGradientsConfig``.
-        probe: Runs ``steps`` forward and backward passes over the batch, under the trace's backward rule.
+        probe: Runs both passes for ``steps`` points, few at a time, under the trace's backward rule.
 
     Returns:
         Signed, (b, n), in units of the logit; prefix tokens get 0.
@@ -68,9 +69,10 @@ def integrated_gradients(trace: Trace, options: IntegratedGradientsConfig, probe
     Departs from the paper: the default rule, which needs fewer steps than the paper's right-hand sum (an option).
     """
     total = torch.zeros_like(trace.images, dtype=trace.dtype)
-    for alpha, weight in steps(zip(*_quadrature(options), strict=True), options.steps):
-        path = probe.trace(trace.images * float(alpha), trace.target, Signal.IMAGE_GRAD)
-        total += float(weight) * path.image_grad.to(total.dtype)
+    points, weights = _quadrature(options)
+    for chunk, path in along_path(trace, points, probe, Signal.IMAGE_GRAD):
+        for index, grad in zip(chunk, path.image_grad.chunk(len(chunk)), strict=True):
+            total += float(weights[index]) * grad.to(total.dtype)
     return pixels_to_tokens(trace, (total * trace.images.to(total.dtype)).sum(1))
 
 

@@ -2,12 +2,14 @@
 
     python benchmarks/speed.py [--cases s-224-1,…] [--rounds 1] [--out docs/benchmarks.md]    # all: over 10 minutes
 
-Everything that a case runs takes turns in one process, so that ratios hold when the machine's speed drifts; ratios to
-the gradient of the input are taken round by round and their median is given. Peaks of memory come from a process of
+Everything that a case runs takes turns in one process, so that ratios hold when the machine's speed drifts, in a new
+order every round: what runs before leaves a warm cache or a heap without room. Ratios to the gradient of the input are
+taken round by round and their median is given. Peaks of memory come from a process of
 each contender's own (``memory.py``). Peers that are not installed are left out: ``pip install 'tokentm[bench]'``.
 """
 
 import argparse
+import random
 import statistics
 import time
 from importlib.util import find_spec
@@ -71,8 +73,9 @@ def time_case(case: Case, key: str, rounds: int) -> dict[str, Row]:
     runs = contenders(case, key)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     warm_up = rounds > 1  # where one round takes minutes, warming up is lost in it
+    order = random.Random(0)  # noqa: S311
     for turn in range(rounds + warm_up):
-        for name, run in runs.items():
+        for name, run in order.sample(list(runs.items()), len(runs)):
             if name in LONG and turn:
                 continue
             start = time.perf_counter()

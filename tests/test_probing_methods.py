@@ -113,11 +113,7 @@ MUTANTS = {
     "integrated_gradients: no input": ("integrated_gradients", "total * trace.images.to(total.dtype)", "total"),
     "integrated_gradients: other classes": ("_path", "trace.target.repeat(", "trace.target.repeat_interleave("),
     "integrated_gradients: one weight": ("integrated_gradients", "weights[index]", "weights[0]"),
-    "beyond_intuition_h: points for images": (
-        "beyond_intuition",
-        "(0, (len(chunk), -1)).sum(0)",
-        "(0, (-1, len(chunk))).sum(1)",
-    ),
+    "beyond_intuition_h: one point for all": ("_path", "float(points[index])", "float(points[0])"),
     "rise: unweighted": ("rise", "(logits.to(dtype))[:, target]", "(logits.to(dtype)).amax(-1)"),
     "rise: no shift": ("rise", "mask[y : y + height, x : x + width]", "mask[:height, :width]"),
     "beyond_intuition_h": ("beyond_intuition", ".abs_().sum((-2, -1))", ".sum((-2, -1)).abs_()"),

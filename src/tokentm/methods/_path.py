@@ -1,9 +1,10 @@
 """Traces along the straight path from a zero image to the images, a few points at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tokentm.methods.registry import Probe
 from tokentm.progress import steps
@@ -16,17 +17,21 @@ __all__ = ["along_path"]
 _TOGETHER, _TOGETHER_ELSEWHERE = 800, 4096
 
 
-def along_path(trace: Trace, points: np.ndarray, probe: Probe, signals: Signal) -> Iterator[tuple[range, Trace]]:
-    """Traces of ``α·images`` until the path is through, each with the indices of its points ``α``.
+def along_path(
+    trace: Trace, points: np.ndarray, probe: Probe, signals: Signal, read: Callable[[Trace], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """What ``read`` finds in the trace of ``α·images``, for one point ``α`` after the other.
 
     Args:
         trace: Its images and target are read.
-        points: ``α`` of each, in the order in which they are wanted.
+        points: ``α`` of each.
         probe: Runs the model, under the trace's backward rule.
-        signals: What the traces are read for.
+        signals: What the traces are recorded for.
+        read: Given a trace of the images of several points, those of the first, then those of the next. What it
+            returns has their rows and outlives the trace.
 
     Yields:
-        Indices of some points, and one trace of all their images: those of the first point, then those of the next.
+        Index of the point, and its rows, one per image.
     """
     batch, tokens = trace.start_row.shape
     limit = _TOGETHER if trace.images.device.type == "cpu" else _TOGETHER_ELSEWHERE
@@ -35,4 +40,5 @@ def along_path(trace: Trace, points: np.ndarray, probe: Probe, signals: Signal) 
     chunks = [every[low : low + count] for low in every[::count]]
     for chunk in steps(chunks, len(chunks)):
         images = torch.cat([trace.images * float(points[index]) for index in chunk])
-        yield chunk, probe.trace(images, trace.target.repeat(len(chunk)), signals)
+        found = read(probe.trace(images, trace.target.repeat(len(chunk)), signals))
+        yield from zip(chunk, found.chunk(len(chunk)), strict=True)

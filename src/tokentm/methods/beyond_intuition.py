@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -190,9 +191,10 @@ def _feedback(
     trace: Trace, options: BeyondIntuitionConfig, probe: Probe, places: Int[Tensor, "r"]
 ) -> Float[Tensor, "b r n"]:
     """Rows ``places`` of F; the sign is taken head by head, after the mean over the path and before that over heads."""
-    total = _last_gradient(trace, places)
-    for chunk, path in along_path(trace, np.linspace(0, 1, options.steps)[:-1], probe, _READS):
-        total = total + _last_gradient(path, places).unflatten(0, (len(chunk), -1)).sum(0)
+    read = partial(_last_gradient, places=places)
+    total = read(trace)
+    for _, gradient in along_path(trace, np.linspace(0, 1, options.steps)[:-1], probe, _READS, read):
+        total = total + gradient
     return (total / options.steps).relu().mean(1)
 
 

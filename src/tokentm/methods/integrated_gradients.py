@@ -70,9 +70,8 @@ def integrated_gradients(trace: Trace, options: IntegratedGradientsConfig, probe
     """
     total = torch.zeros_like(trace.images, dtype=trace.dtype)
     points, weights = _quadrature(options)
-    for chunk, path in along_path(trace, points, probe, Signal.IMAGE_GRAD):
-        for index, grad in zip(chunk, path.image_grad.chunk(len(chunk)), strict=True):
-            total += float(weights[index]) * grad.to(total.dtype)
+    for index, grad in along_path(trace, points, probe, Signal.IMAGE_GRAD, lambda path: path.image_grad):
+        total += float(weights[index]) * grad.to(total.dtype)
     return pixels_to_tokens(trace, (total * trace.images.to(total.dtype)).sum(1))
 
 

@@ -31,7 +31,7 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
     # The second lock is for models that share their blocks under heads of their own.
     with lock_of(module), lock_of(anatomy.blocks[0].block), ExitStack() as undo:
         parameters: dict[int, nn.Parameter] = {}
-        for submodule in _parts(module):
+        for submodule in module.modules():
             parameters.update((id(found), found) for found in submodule._parameters.values() if found is not None)
             if submodule.training:
                 submodule.training = False
@@ -58,18 +58,6 @@ def attached(module: nn.Module, anatomy: Anatomy, taken: Taken) -> Iterator[None
                 after=partial(_leave, taken),
             )
         yield
-
-
-def _parts(module: nn.Module) -> list[nn.Module]:
-    """``module.modules()``, whose nested generators take a millisecond of every recording."""
-    found = {id(module): module}
-    waiting = [module]
-    while waiting:
-        for part in waiting.pop()._modules.values():
-            if part is not None and id(part) not in found:
-                found[id(part)] = part
-                waiting.append(part)
-    return list(found.values())
 
 
 def _freeze(undo: ExitStack, parameters: dict[int, nn.Parameter], anatomy: Anatomy, taken: Taken) -> None:

@@ -62,7 +62,7 @@ def beyond_intuition_h(trace: Trace, options: BeyondIntuitionConfig, probe: Prob
     Args:
         trace: With ``ATTENTION`` and ``ATTENTION_GRAD``.
         options: See ``BeyondIntuitionConfig``.
-        probe: Runs both passes for ``steps − 1`` points, few at a time; the last point is the trace itself.
+        probe: Runs ``steps − 1`` forward and backward passes, few together; the last point is the trace itself.
 
     Returns:
         Non-negative, (b, n), in units of the logit.
@@ -100,7 +100,7 @@ def beyond_intuition_t(trace: Trace, options: BeyondIntuitionConfig, probe: Prob
     Args:
         trace: With ``ATTENTION``, ``ATTENTION_GRAD`` and ``TOKENS``.
         options: See ``BeyondIntuitionConfig``.
-        probe: Runs both passes for ``steps − 1`` points, few at a time; the last point is the trace itself.
+        probe: Runs ``steps − 1`` forward and backward passes, few together; the last point is the trace itself.
 
     Returns:
         Non-negative, (b, n), in units of the logit.

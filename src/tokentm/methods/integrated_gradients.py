@@ -61,7 +61,7 @@ def integrated_gradients(trace: Trace, options: IntegratedGradientsConfig, probe
     Args:
         trace: Its images and target are read.
         options: See ``IntegratedGradientsConfig``.
-        probe: Runs both passes for ``steps`` points, few at a time, under the trace's backward rule.
+        probe: Runs ``steps`` forward and backward passes, few together, under the trace's backward rule.
 
     Returns:
         Signed, (b, n), in units of the logit; prefix tokens get 0.

@@ -82,16 +82,16 @@ def test_images_are_named_after_their_files(model: VisionModel, photos: list[Ima
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
 @pytest.mark.parametrize("target", [None, "top2", [6, 0, 1, 3, 2]], ids=str)
-def test_rows_do_not_depend_on_the_batch_size(
-    model: VisionModel, photos: list[Image.Image], size: int, target: Any
-) -> None:
-    whole = tokentm.explain(model, photos, target, batch_size=3)
-    split = tokentm.explain(model, photos, target, batch_size=size)
+def test_rows_do_not_depend_on_the_batch_size(photos: list[Image.Image], size: int, target: Any) -> None:
+    # In float64, so that only the maps' own float32 rounds: what a kernel does with another batch differs by machine.
+    exact = load_model(build("timm-vit").double(), class_names=NAMES, transform=TRANSFORM)
+    whole = tokentm.explain(exact, photos, target, batch_size=3)
+    split = tokentm.explain(exact, photos, target, batch_size=size)
     assert torch.equal(split.target, whole.target)
     assert torch.equal(split.image_index, whole.image_index)
     scale = whole.relevance.amax((1, 2), keepdim=True)
-    torch.testing.assert_close(split.relevance / scale, whole.relevance / scale, rtol=0, atol=1e-6)
-    torch.testing.assert_close(split.logits, whole.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(split.relevance / scale, whole.relevance / scale, rtol=0, atol=2e-7)
+    torch.testing.assert_close(split.logits, whole.logits, rtol=1e-7, atol=0)
 
 
 def test_a_bare_model_takes_a_tensor() -> None:

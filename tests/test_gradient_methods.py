@@ -12,12 +12,12 @@ import tokentm
 from tests.support import oracle as first_oracle
 from tests.support import oracle_gradients as second
 from tests.support.mutants import mutant
+from tests.support.recorded import described
 from tests.support.zoo import ZOO, build, image_batch
 from tokentm.backward import BACKWARD
 from tokentm.errors import InputError
 from tokentm.methods import METHODS
 from tokentm.methods._pixels import pixels_to_tokens
-from tokentm.models import describe
 from tokentm.recorder import record
 from tokentm.trace import Trace
 
@@ -45,7 +45,7 @@ def trace_of(
 ) -> Trace:
     chosen = METHODS[method]
     mode = BACKWARD[rule or chosen.backward].mode
-    recording = record(describe(build(name).to(dtype)), image_batch(name)[image], chosen.signals, mode)
+    recording = record(described(name, dtype), image_batch(name)[image], chosen.signals, mode)
     return recording.trace(torch.tensor(TARGETS[image]))
 
 
@@ -148,7 +148,7 @@ MUTANTS = {
     "gradcam: positive part before the mean": ("gradcam", ".mean(1).clamp_min(0)", ".clamp_min(0).mean(1)"),
     "gradcam: no positive part": ("gradcam", ".clamp_min(0)", ""),
     "gradcam_tokens: prefix tokens enter the weight": ("gradcam_tokens", "[:, trace.num_prefix :]", ""),
-    "gradcam_tokens: another block": ("gradcam_tokens", "trace.blocks[-1]", "trace.blocks[-2]"),
+    "gradcam_tokens: of another block": ("gradcam_tokens", "last.tokens_in.to", "trace.blocks[-2].tokens_in.to"),
     "gradcam_tokens: no positive part": ("gradcam_tokens", ".clamp_min(0)", ""),
     "attcat: heads summed": ("attcat", ".mean(1)", ".sum(1)"),
     "attcat: no attention": ("attcat", " * weighted_attention(block, everyone, gradient=False).mean(1)", ""),

@@ -38,12 +38,13 @@ class Recording:
 
     @property
     def graph_bytes(self) -> int:
-        """Rough size of what the graph keeps: about thirty values per token and channel of every block.
+        """Rough size of what the graph keeps: about thirty values per token and channel of every block in it.
 
         They are q, k, v, the attention output, the norms' inputs, and in a feed-forward sub-block of four times the
         width both sides of its activation.
         """
-        return sum(30 * block.k.numel() * block.k.element_size() for block in self._template.blocks)
+        blocks = self._template.blocks[self._taken.start :]
+        return sum(30 * block.k.numel() * block.k.element_size() for block in blocks)
 
     def trace(self, target: Int[Tensor, "b"], *, score: Score = "logit", keep: bool = False) -> Trace:
         """Run the backward pass for one class per image and return the trace.
@@ -76,22 +77,13 @@ class Recording:
         self, template: Trace, target: Tensor, score: Score, keep: bool, layer_grads: tuple[Tensor, ...] | None
     ) -> Trace:
         signals, blocks = template.signals, len(template.blocks)
-        wanted: dict[str, Tensor] = {}
-        if Signal.ATTENTION_GRAD in signals:
-            wanted |= {f"output{i}": call.output for i, call in enumerate(self._calls())}
-        if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & signals:
-            wanted |= {f"tokens{i}": tokens for i, tokens in self._taken.tokens_in.items()}
-        else:
-            wanted[f"tokens{blocks}"] = self._taken.tokens_in[blocks]
-        if Signal.IMAGE_GRAD in signals:
-            wanted["image"] = self._inputs
+        wanted = self._wanted(signals)
         self._taken.bias.reset()
         self._taken.weighted.clear()
         half = self._half
         grads = backward_pass(self._score_source, target, score, tuple(wanted.values()), half=half, keep=keep)
         found = dict(zip(wanted, grads, strict=True))
         _check_read(found[f"tokens{blocks}"], template)
-        tokens_grad = Signal.TOKENS_GRAD in signals
         # In float16 the pass is of a scaled score; what was kept on its way is not scaled down.
         weighted = {} if half else self._taken.weighted
         pool = template.pool and replace(template.pool, _grad=found.get(f"output{blocks}"))
@@ -103,15 +95,34 @@ class Recording:
                     block,
                     _grad=found.get(f"output{i}"),
                     weighted=weighted.pop(i, None),
-                    _tokens_grad=found[f"tokens{i}"] if tokens_grad else None,
+                    _tokens_grad=found.get(f"tokens{i}"),
                     _layer_grad=layer_grads[i] if layer_grads else None,
                 )
                 for i, block in enumerate(template.blocks)
             ),
-            _final_grad=found[f"tokens{blocks}"] if (Signal.TOKENS_GRAD | Signal.FINAL_GRAD) & signals else None,
+            _final_grad=found[f"tokens{blocks}"] if Signal.FINAL_GRAD in signals else None,
             _image_grad=found.get("image"),
             _bias_share=self._bias_share(target, score) if Signal.BIAS_SHARE in signals else None,
         )
+
+    def _wanted(self, signals: Signal) -> dict[str, Tensor]:
+        """The tensors at which gradients are asked for; those at the final tokens are always checked."""
+        outputs = [(f"output{i}", call.output) for i, call in enumerate(self._calls())]
+        tokens = [(f"tokens{i}", entering) for i, entering in self._taken.tokens_in.items()]
+        wanted = dict(tokens[-1:])
+        if Signal.ATTENTION_GRAD in signals:
+            wanted |= outputs
+        elif Signal.LAST_ATTENTION_GRAD in signals:
+            wanted |= outputs[-1:]
+        if Signal.TOKENS_GRAD in signals:
+            wanted |= tokens
+        elif Signal.LAST_TOKENS_GRAD in signals:
+            wanted |= tokens[-2:]
+        if Signal.BIAS_SHARE in signals:  # all layers between here and the score count theirs
+            wanted |= tokens[:1]
+        if Signal.IMAGE_GRAD in signals:
+            wanted["image"] = self._inputs
+        return wanted
 
     def _bias_share(self, target: Tensor, score: Score) -> Tensor:
         share = self._taken.bias.total(self._template.readout.to(self.logits.device)).to(self._template.dtype)
@@ -203,7 +214,8 @@ def predict(
 
 
 def _slots(signals: Signal, keep: Tensor | None, anatomy: Anatomy) -> Taken:
-    return Taken(signals, keep, [None] * (len(anatomy.blocks) + (anatomy.pool is not None)))
+    blocks = len(anatomy.blocks)
+    return Taken(signals, keep, [None] * (blocks + (anatomy.pool is not None)), signals.starts(blocks))
 
 
 def _template(taken: Taken, anatomy: Anatomy, images: Tensor, logits: Tensor) -> Trace:

@@ -21,16 +21,22 @@ class Signal(enum.Flag):
 
     ATTENTION = enum.auto()
     """Queries and keys, from which attention after softmax is recomputed, and values."""
-    ATTENTION_GRAD = enum.auto()
-    """Gradient of the target score at the attention output of every block."""
+    LAST_ATTENTION_GRAD = enum.auto()
+    """Gradient of the target score at the last attention output before it: of the pooling, or of the last block."""
+    _OTHER_ATTENTION_GRAD = enum.auto()
+    ATTENTION_GRAD = LAST_ATTENTION_GRAD | _OTHER_ATTENTION_GRAD
+    """Gradient of the target score at every attention output."""
     TOKENS = enum.auto()
     """Residual stream before both sub-blocks and after the last, and what the feed-forward sub-block adds to it."""
     ATTENTION_OUTPUT = enum.auto()
     """Attention output of every block, before the output projection."""
-    TOKENS_GRAD = enum.auto()
-    """Gradient of the target score at the tokens entering every block and at the final tokens."""
     FINAL_GRAD = enum.auto()
-    """Gradient of the target score at the final tokens; ``TOKENS_GRAD`` holds it too."""
+    """Gradient of the target score at the final tokens."""
+    LAST_TOKENS_GRAD = enum.auto()
+    """Gradient of the target score at the tokens entering the last block."""
+    _OTHER_TOKENS_GRAD = enum.auto()
+    TOKENS_GRAD = FINAL_GRAD | LAST_TOKENS_GRAD | _OTHER_TOKENS_GRAD
+    """Gradient of the target score at the tokens entering every block and at the final tokens."""
     IMAGE_GRAD = enum.auto()
     """Gradient of the target score at the pixels."""
     BIAS_SHARE = enum.auto()
@@ -41,13 +47,16 @@ class Signal(enum.Flag):
     @property
     def needs_backward(self) -> bool:
         """Whether any of these is a gradient."""
-        return bool(self & _GRADIENTS)
+        return bool(self & (_LATE_GRADIENTS | _GRADIENTS_OF_ALL_BLOCKS))
+
+    def starts(self, blocks: int) -> int:
+        """Index of the first of ``blocks`` blocks that gradients have to pass."""
+        return 0 if self & _GRADIENTS_OF_ALL_BLOCKS else blocks - 1
 
 
-_GRADIENTS = (
-    Signal.ATTENTION_GRAD
-    | Signal.TOKENS_GRAD
-    | Signal.FINAL_GRAD
+_LATE_GRADIENTS = Signal.LAST_ATTENTION_GRAD | Signal.LAST_TOKENS_GRAD | Signal.FINAL_GRAD
+_GRADIENTS_OF_ALL_BLOCKS = (
+    (Signal.ATTENTION_GRAD | Signal.TOKENS_GRAD) & ~_LATE_GRADIENTS
     | Signal.IMAGE_GRAD
     | Signal.BIAS_SHARE
     | Signal.LAYER_GRAD
@@ -100,7 +109,7 @@ class BlockTrace:
 
     @property
     def grad(self) -> Float[Tensor, "b h m d"]:
-        """Gradient at the attention output; needs ``Signal.ATTENTION_GRAD``."""
+        """Gradient at the attention output; needs ``Signal.ATTENTION_GRAD``; the last, ``LAST_ATTENTION_GRAD``."""
         return _recorded(self._grad, Signal.ATTENTION_GRAD)
 
     @property
@@ -125,7 +134,7 @@ class BlockTrace:
 
     @property
     def tokens_grad(self) -> Float[Tensor, "b n w"]:
-        """Gradient at the tokens entering the block; needs ``Signal.TOKENS_GRAD``."""
+        """Gradient at the tokens entering the block; needs ``Signal.TOKENS_GRAD``; the last, ``LAST_TOKENS_GRAD``."""
         return _recorded(self._tokens_grad, Signal.TOKENS_GRAD)
 
     @property
@@ -192,7 +201,7 @@ class Trace:
 
     @property
     def final_grad(self) -> Float[Tensor, "b n w"]:
-        """Gradient at the tokens after the last block; needs ``Signal.FINAL_GRAD`` or ``TOKENS_GRAD``."""
+        """Gradient at the tokens after the last block; needs ``Signal.FINAL_GRAD``."""
         return _recorded(self._final_grad, Signal.FINAL_GRAD)
 
     @property

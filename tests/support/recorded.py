@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tokentm
 from tests.support.zoo import build
-from tokentm.models import describe
+from tokentm.models import VisionModel, describe
 from tokentm.recorder import Recording, record
 from tokentm.trace import Signal
 
@@ -21,6 +21,12 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 @functools.cache
 def specimen(name: str) -> nn.Module:
     return build(name)
+
+
+@functools.cache
+def described(name: str, dtype: torch.dtype = torch.float32) -> VisionModel:
+    """A specimen that no test changes, in ``dtype``."""
+    return describe(build(name).to(dtype))
 
 
 def recorded(model: nn.Module, images: Tensor, signals: Signal = SIGNALS) -> Recording:

@@ -13,7 +13,7 @@ __all__ = ["gradcam"]
 
 @method(
     "gradcam",
-    signals=Signal.ATTENTION | Signal.ATTENTION_GRAD,
+    signals=Signal.ATTENTION | Signal.LAST_ATTENTION_GRAD,
     class_specific=True,
     signed=False,
     paper=("selvaraju2017", "chefer2021a"),
@@ -26,7 +26,7 @@ def gradcam(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  # noqa: 
     As in the authors' code the mean over heads comes first and the positive part last.
 
     Args:
-        trace: With ``ATTENTION`` and ``ATTENTION_GRAD``.
+        trace: With ``ATTENTION`` and ``LAST_ATTENTION_GRAD``.
         options: None.
 
     Returns:

@@ -11,7 +11,7 @@ __all__ = ["gradcam_tokens"]
 
 @method(
     "gradcam_tokens",
-    signals=Signal.TOKENS | Signal.TOKENS_GRAD,
+    signals=Signal.TOKENS | Signal.LAST_TOKENS_GRAD,
     class_specific=True,
     signed=False,
     paper="selvaraju2017",
@@ -23,7 +23,7 @@ def gradcam_tokens(trace: Trace, options: NoOptions) -> Float[Tensor, "b n"]:  #
     ``h`` are the tokens entering the last block: the feature map whose pixels are the patch tokens.
 
     Args:
-        trace: With ``TOKENS`` and ``TOKENS_GRAD``.
+        trace: With ``TOKENS`` and ``LAST_TOKENS_GRAD``.
         options: None.
 
     Returns:

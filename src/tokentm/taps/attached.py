@@ -105,9 +105,9 @@ def _check_projected(index: int, proj: Any, args: tuple[Any, ...], output: Any) 
 def _check_passed(taken: Taken, index: int, added: Any) -> None:
     """Refuse a feed-forward sub-block that gradients cannot pass: they would flow around it, and the map be wrong.
 
-    The graph starts at the first attention that is seen; a block without one is refused for that, in its own words.
+    The graph starts at an attention that is seen; a block without one is refused for that, in its own words.
     """
-    if taken.attention[index] is not None and not _first(added).requires_grad:
+    if taken.attention[index] is not None and taken.graph(index) and not _first(added).requires_grad:
         raise UnsupportedModelError(
             f"The feed-forward sub-block of block {index} runs without gradients (torch.no_grad, detach or a reentrant "
             "checkpoint in its forward pass), so they would flow around it; let them through, or use a method without "
@@ -131,10 +131,13 @@ def _arrive(taken: Taken, index: int, anatomy: Anatomy, tokens: Tensor) -> Tenso
             tokens = replaced = subset_tokens(tokens, taken.keep, anatomy.num_prefix)
         if Signal.BIAS_SHARE in taken.signals:
             taken.bias.start(tokens.shape[1], anatomy.pool.skip if anatomy.pool else 0)
-        if (Signal.TOKENS_GRAD | Signal.BIAS_SHARE) & taken.signals and not tokens.requires_grad:
-            tokens = replaced = tokens.detach().requires_grad_(True)  # the graph starts at the first block
+    last = index == len(anatomy.blocks) - 1
+    signals = taken.signals
+    entering = index == 0 and (Signal.TOKENS_GRAD in signals or Signal.BIAS_SHARE in signals)
+    if (entering or (last and Signal.LAST_TOKENS_GRAD in signals)) and not tokens.requires_grad:
+        tokens = replaced = tokens.detach().requires_grad_(True)  # the graph starts here
     taken.tokens_in[index] = tokens
-    last = index == len(anatomy.blocks) - 1 and anatomy.pool is None
+    last = last and anatomy.pool is None
     taken.few_queries = taken.plain and last and anatomy.readout.prefix_alone
     # Scores of a layer of its own, LeGrad's, make every block the last one, as far as its attention.
     own_score = Signal.LAYER_GRAD in taken.signals and anatomy.pool is None

@@ -88,8 +88,8 @@ class AttentionTap(TorchFunctionMode):
             output = attention_by_matrices(query, key, value, scale, output, partial(taken.weighted.__setitem__, index))
         if taken.closed:
             return output
-        if taken.signals.needs_backward and not output.requires_grad:
-            output.requires_grad_(True)  # the first block: the graph starts here
+        if taken.graph(index) and not output.requires_grad:
+            output.requires_grad_(True)  # the graph starts here
         taken.attention[index] = AttentionCall(
             q=query,
             k=key,
@@ -222,7 +222,7 @@ def _check_call(
         raise UnsupportedModelError(
             f"{where} runs attention more than once, so it has no single attention matrix; plain ViTs work."
         )
-    if taken.signals.needs_backward and not torch.is_grad_enabled():
+    if taken.graph(index) and not torch.is_grad_enabled():
         raise UnsupportedModelError(
             f"{where} runs its attention without gradients (torch.utils.checkpoint with use_reentrant=True, or "
             "torch.no_grad), so none can be recorded; switch gradient checkpointing, or no_grad, off."

@@ -78,6 +78,7 @@ class Taken:
     signals: Signal
     keep: Tensor | None  # (b, m) patch tokens that enter the first block; None for all
     attention: list[AttentionCall | None]  # one slot per block, and one for the attention pooling behind them
+    start: int = 0  # the first of these that gradients have to pass
     tokens_in: dict[int, Tensor] = field(default_factory=dict)  # in the graph; index blocks+0 … the last is final
     tokens_mid: dict[int, Tensor] = field(default_factory=dict)
     ffn_added: dict[int, Tensor] = field(default_factory=dict)
@@ -91,3 +92,7 @@ class Taken:
     few_rows: bool = False  # such a pass is where a backward pass has one row: the head reads no patch tokens of it
     few_queries: bool = False  # the same, of an attention: in the last block
     frozen: set[int] = field(default_factory=set)  # ids of the parameters that are frozen for the recording only
+
+    def graph(self, index: int) -> bool:
+        """Whether gradients have to pass the attention in slot ``index``."""
+        return self.signals.needs_backward and index >= self.start

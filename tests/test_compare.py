@@ -14,7 +14,9 @@ import tokentm
 from tests.support.command import save_classifier, tree
 from tests.support.fork_server import run
 from tests.support.zoo import build, image_batch
+from tokentm import render
 from tokentm.errors import InputError
+from tokentm.figure import picture_grid
 from tokentm.methods.rollout import RolloutConfig
 from tokentm.session import Request
 
@@ -83,6 +85,31 @@ def test_the_figure_has_a_row_per_target_and_one_scale_per_column() -> None:
     # two images: four rows against six, two columns of maps against three, beside the column of images
     assert taller.height / picture.height == pytest.approx(6 / 4, rel=0.1)
     assert wider.width / picture.width == pytest.approx(4 / 3, rel=0.1)
+
+
+def test_each_map_has_the_colour_bar_of_its_sign_above_it() -> None:
+    model, images = build("timm-vit"), image_batch("timm-vit", batch=1)
+    found = np.asarray(tokentm.compare(model, images, ["gae", "attcat"]).figure()).astype(int)
+    above = np.array_split(found[:77, 160:], 3, axis=1)  # image, gae, attcat; above the pictures
+    for column, signed in enumerate([None, False, True]):
+        colours = {tuple(colour) for colour in above[column].reshape(-1, 3)}
+        for bar in (False, True):
+            shown = np.asarray(render.colour_bar(signed=bar)).astype(int)[0, ::4]
+            near = [min(np.abs(np.subtract(colour, one)).max() for one in colours) < 4 for colour in shown]
+            assert (np.mean(near) > 0.9) == (bar == signed), (column, bar)
+
+
+def test_a_bar_stands_above_its_column_alone() -> None:
+    green, red = Image.new("RGB", (8, 8), "#00ff00"), Image.new("RGB", (256, 1), "#ff0000")
+    drawn = picture_grid([[green, green]], columns=["a", "b"], rows=["r"], scales=[None, ("0", red, "long word")])
+    pixels = np.asarray(drawn).astype(int)
+    across, down = np.nonzero((np.abs(pixels - [255, 0, 0]).max(-1) < 9).T)
+    picture = np.nonzero((np.abs(pixels - [0, 255, 0]).max(-1) < 9).T)
+    assert across.size
+    assert picture[0].mean() < across.min()  # right of the first picture's middle: in the second column
+    assert across.max() < picture[0].max()
+    assert down.max() < picture[1].min()
+    assert across.max() - across.min() < 0.6 * (picture[0].max() - picture[0].min()) / 2  # room is left for words
 
 
 def test_the_command(classifier: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokentm import render
 from tokentm._typing import Float
 from tokentm.explanation import Explanation
-from tokentm.figure import picture_grid
+from tokentm.figure import Scale, picture_grid
 from tokentm.files import writable_folder, write_file
 from tokentm.methods import METHODS, Method
 
@@ -58,26 +58,21 @@ class Comparison(Mapping[str, Explanation]):
         """Draw one row per image and target, one column per method.
 
         Every map is first divided by its total (of absolute values), so that it says which share of the relevance a
-        patch has; all maps of a column then share one colour scale, whose end is written above the column.
+        patch has; all maps of a column then share one colour scale, which stands above the column.
         """
         first = next(iter(self.values()))
         shares = {name: _shares(explanation.relevance) for name, explanation in self.items()}
         ends = {name: float(share.abs().amax()) for name, share in shares.items()}
         pictures = [_enlarged(picture) for picture in first.image]
         blind = [name for name in self if not _method(name).class_specific]
-        footer = "colour: share of the relevance per patch, one scale per column (its end is above the column)"
+        footer = "colour: share of the relevance per patch, one scale per column"
         return picture_grid(
             [
                 [picture, *(_overlay(picture, shares[name][row], ends[name], name) for name in self)]
                 for row, picture in enumerate(pictures)
             ],
-            columns=[
-                "image",
-                *(
-                    f"{name}{'*' if name in blind else ''}\n{'±' if found.signed else '0 … '}{ends[name]:.1%}"
-                    for name, found in self.items()
-                ),
-            ],
+            columns=["image", *(f"{name}{'*' if name in blind else ''}" for name in self)],
+            scales=[None, *(_scale(ends[name], found.signed) for name, found in self.items())],
             rows=[_label(first, row) for row in range(len(first))],
             footer=footer + (";  * blind to the class" if blind else ""),
         )
@@ -129,6 +124,10 @@ def _label(explanation: Explanation, row: int) -> str:
 def _shares(relevance: Float[Tensor, "b gy gx"]) -> Float[Tensor, "b gy gx"]:
     total = relevance.abs().sum((1, 2), keepdim=True)
     return relevance / torch.where(total == 0, 1, total)
+
+
+def _scale(end: float, signed: bool) -> Scale:
+    return f"−{end:.1%}" if signed else "0", render.colour_bar(signed=signed), f"{'+' if signed else ''}{end:.1%}"
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:

@@ -15,6 +15,7 @@ from tokentm.errors import InputError, nearest
 __all__ = [
     "DIVERGING",
     "SEQUENTIAL",
+    "colour_bar",
     "colour_range",
     "colourise",
     "on_full",
@@ -264,10 +265,14 @@ def _blend(
     return Image.composite(colours, darkened, cover)
 
 
-def _legend(opacity: float, cmap: str | None, signed: bool) -> Legend:
-    """A bar of what 0 to 1 looks like over mid-grey, and the words at its ends."""
+def colour_bar(*, opacity: float = 0.85, cmap: str | None = None, signed: bool = False) -> Image.Image:
+    """What 0 to 1, from left to right, look like as an overlay over mid-grey; arguments as for `overlay`."""
     ramp = np.linspace(0, 1, 256)[None]
-    bar = _blend(Image.new("RGB", (256, 1), "#808080"), ramp, opacity, cmap, signed)
+    return _blend(Image.new("RGB", (256, 1), "#808080"), ramp, opacity, cmap, signed)
+
+
+def _legend(opacity: float, cmap: str | None, signed: bool) -> Legend:
+    bar = colour_bar(opacity=opacity, cmap=cmap, signed=signed)
     return ("against", bar, "for") if signed else ("low", bar, "high")
 
 

@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from tests.support import zoo
 from tests.support.mutants import mutant
+from tests.support.recorded import described
 from tests.support.zoo import ZOO, Specimen, build, image_batch
 from tokentm.backward import BACKWARD
 from tokentm.backward._functions import rms_norm_scale_constant
@@ -154,8 +155,7 @@ def test_attention(rule: str, masked: bool) -> None:
 
 
 def trace_of(name: str, rule: str, signals: Signal = EVERYTHING, dtype: torch.dtype = torch.float32) -> Trace:
-    model = describe(build(name).to(dtype))
-    return record(model, image_batch(name), signals, BACKWARD[rule].mode).trace(torch.tensor([2, 5]))
+    return record(described(name, dtype), image_batch(name), signals, BACKWARD[rule].mode).trace(torch.tensor([2, 5]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -164,7 +164,7 @@ def trace_of(name: str, rule: str, signals: Signal = EVERYTHING, dtype: torch.dt
 def test_the_forward_pass_is_bit_identical(name: str, rule: str, dtype: torch.dtype) -> None:
     # With gradients a learnt bias on the scores makes attention take another kernel; that is the one recorded.
     with torch.set_grad_enabled(name == "timm-beit"):
-        output = build(name).to(dtype)(image_batch(name).to(dtype))
+        output = described(name, dtype).module(image_batch(name).to(dtype))
     logits = getattr(output, "logits", output)
     assert torch.equal(trace_of(name, rule, dtype=dtype).logits, logits.to(torch.promote_types(dtype, torch.float32)))
 

@@ -11,6 +11,7 @@ from tests.support import oracle_lrp as second
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.mutants import mutant
 from tests.support.oracle import Oracle
+from tests.support.recorded import described
 from tests.support.zoo import ZOO, build, image_batch
 from tokentm.backward import BACKWARD
 from tokentm.backward._relevance import divided
@@ -56,7 +57,7 @@ def expected(name: str, method: str) -> Tensor:
 def relevance(name: str, method: str, dtype: torch.dtype = torch.float32, images: Tensor | None = None) -> Tensor:
     """(b, patches) of the library, before its answer is cut to float32."""
     images = image_batch(name) if images is None else images
-    request, model = Request.parse(method), describe(build(name).to(dtype))
+    request, model = Request.parse(method), described(name, dtype)
     trace = traced(name, request.backward, request.method.signals, dtype, images)
     if request.method.companion:
         signals = Signal.ATTENTION | Signal.ATTENTION_GRAD | Signal.ATTENTION_OUTPUT
@@ -68,7 +69,7 @@ def traced(
     name: str, rule: str, signals: Signal, dtype: torch.dtype = torch.float64, images: Tensor | None = None
 ) -> Trace:
     images = image_batch(name) if images is None else images
-    recording = record(describe(build(name).to(dtype)), images, signals, BACKWARD[rule].mode)
+    recording = record(described(name, dtype), images, signals, BACKWARD[rule].mode)
     return recording.trace(torch.tensor(TARGETS)[: len(images)])
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.support import oracle as second
 from tests.support.mutants import mutant
+from tests.support.recorded import described
 from tests.support.zoo import ZOO, build, image_batch
 from tokentm.methods import METHODS
 from tokentm.methods.rollout import RolloutConfig
 from tokentm.methods.tokentm import TokenTMConfig
-from tokentm.models import describe
 from tokentm.recorder import record
 
 TARGETS = [2, 5]
@@ -45,7 +45,7 @@ def explicit(name: str, score: str = "logit") -> second.Oracle:
 
 def relevance(name: str, method: str, options: object = None, dtype: torch.dtype = torch.float32) -> Tensor:
     chosen = METHODS[method]
-    recording = record(describe(build(name).to(dtype)), image_batch(name), chosen.signals)
+    recording = record(described(name, dtype), image_batch(name), chosen.signals)
     trace = recording.trace(torch.tensor(TARGETS), score=getattr(options, "score", "logit"))
     return chosen(trace, options)
 
@@ -57,6 +57,7 @@ def largest_difference(found: Tensor, expected: Tensor) -> float:
     return float(((found.double() - expected).abs() / scale).max())
 
 
+@functools.cache
 def expected_tokentm(name: str, options: TokenTMConfig) -> Tensor:
     switches = {key: value for key, value in asdict(options).items() if key != "score"}
     return second.tokentm(explicit(name, options.score), **switches)

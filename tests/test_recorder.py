@@ -11,7 +11,18 @@ from torch import Tensor, nn
 
 import tokentm
 from tests.support.cheap import cheap_options
-from tests.support.recorded import DTYPES, LIBRARIES, SIGNALS, TARGETS, error, explained, plain, recorded, specimen
+from tests.support.recorded import (
+    DTYPES,
+    LIBRARIES,
+    SIGNALS,
+    TARGETS,
+    described,
+    error,
+    explained,
+    plain,
+    recorded,
+    specimen,
+)
 from tests.support.sentences import assert_one_sentence
 from tests.support.unchecked import unchecked
 from tests.support.zoo import ZOO, build, image_batch
@@ -20,7 +31,6 @@ from tokentm.errors import InputError
 from tokentm.methods import METHODS
 from tokentm.methods.registry import Method, NoOptions
 from tokentm.methods.tokentm import TokenTMConfig
-from tokentm.models import describe
 from tokentm.session import Request
 from tokentm.trace import Signal, Trace
 
@@ -211,7 +221,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_five_images_with_five_targets_equal_five_single_runs(name: str) -> None:
     # In float64: kernels of other batch sizes round otherwise, and where much cancels that is over 1e-5 in float32.
-    vision, images = describe(build(name).double()), image_batch(name, batch=5).double()
+    vision, images = described(name, torch.float64), image_batch(name, batch=5).double()
     targets = [3, 0, 6, 1, 4]
     requests = [Request.parse(method, cheap_options(method)) for method in METHODS]
     with unchecked():

@@ -180,26 +180,19 @@ def _affine(x: Tensor, part: tuple[Tensor, Tensor | None], rows: slice) -> Tenso
 
 
 def _necc(before: Tensor, after: Tensor) -> Tensor:
-    cosines = []
-    for e, t in zip(before, after, strict=True):
-        product = e.norm() * t.norm()
-        cosines.append((e @ t) / product if product > 0 else torch.zeros((), dtype=e.dtype))
-    return torch.softmax(torch.stack(cosines), 0)
+    product = before.norm(dim=1) * after.norm(dim=1)
+    cosines = (before * after).sum(1) / product
+    return torch.softmax(torch.where(product > 0, cosines, torch.zeros_like(cosines)), 0)
 
 
 def _weight(before: Tensor, after: Tensor, length: bool, direction: str) -> Tensor:
-    n = before.shape[0]
-    w = torch.ones(n, dtype=before.dtype)
-    necc = _necc(before, after)
-    for i in range(n):
-        if before[i].norm() == 0 or after[i].norm() == 0:
-            w[i] = 0
-            continue
-        if length:
-            w[i] = w[i] * after[i].norm() / before[i].norm()
-        if direction != "none":
-            w[i] = w[i] * necc[i] * (n if direction == "scaled" else 1)
-    return w
+    lengths, changed = before.norm(dim=1), after.norm(dim=1)
+    w = torch.ones_like(lengths)
+    if length:
+        w = w * changed / lengths
+    if direction != "none":
+        w = w * _necc(before, after) * (len(before) if direction == "scaled" else 1)
+    return torch.where((lengths == 0) | (changed == 0), torch.zeros_like(w), w)
 
 
 def tokentm(

@@ -42,9 +42,8 @@ def in_order(values: list[float], least_first: bool) -> list[int]:
 
 
 def without(image: Tensor, places: list[int], base: Tensor) -> Tensor:
-    changed, width = image.clone(), image.shape[2]
-    for place in places:
-        changed[:, place // width, place % width] = base[:, place // width, place % width]
+    changed = image.clone()
+    changed.flatten(1)[:, places] = base.flatten(1)[:, places]
     return changed
 
 

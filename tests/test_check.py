@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tokentm
-from tests.support.command import run_alone, save_timm_folder
+from tests.support.command import save_timm_folder
 from tests.support.fingerprint import differences, fingerprint
 from tests.support.fork_server import run
 from tests.support.sentences import assert_one_sentence
@@ -99,7 +99,7 @@ def test_the_command(tmp_path: Path) -> None:
     folder = save_timm_folder(
         tmp_path / "tiny", "vit_tiny_patch16_224", 4, img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3
     )
-    done = run_alone(["models", "--check", folder], tmp_path, COLUMNS="300")
+    done = run(["models", "--check", folder], tmp_path)
     assert done.code == 0, done.err
     for line in (r"family timm ViT", "blocks 2, 3 heads", "grid 4×4", "readout cls", "output unchanged yes"):
         assert line in " ".join(done.out.split()), done.out

@@ -2,19 +2,25 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import transformers
+from huggingface_hub import constants
 
 from tests.support.model_files import ARCH, NAMES, named, timm_folder, transformers_folder
 from tests.support.sentences import assert_one_sentence
 from tests.support.zoo import build
 from tokentm.errors import HubUnreachableError
+from tokentm.models import hub
 
 OFFLINE = """
 import json, sys, time, warnings
@@ -67,7 +73,6 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     environment = {
         **os.environ,
         "HF_HOME": str(root),
-        "HF_HUB_OFFLINE": "1",
         "TORCH_HOME": str(root / "torch"),
         **{f"{scheme}_proxy": nowhere for scheme in ("http", "https")},
         **{f"{scheme}_PROXY": nowhere for scheme in ("HTTP", "HTTPS")},
@@ -88,7 +93,81 @@ def test_a_hub_that_does_not_answer(offline: dict[str, list[Any]], name: str) ->
 
 
 def test_no_time_is_lost_on_a_hub_that_does_not_answer(offline: dict[str, list[Any]]) -> None:
+    # The client alone would try for over twenty seconds, and for every file again.
     assert offline["hf:me/absent"][2] < 10
+    assert offline["hf:me/timm"][2] < 10
+
+
+PLACES = {
+    "the hub": ({}, "https://hub.example", ("hub.example", 443)),
+    "the hub at its own port": ({}, "http://hub.example:8080", ("hub.example", 8080)),
+    "a proxy": ({"https": "http://proxy.example:3128"}, "https://hub.example", ("proxy.example", 3128)),
+    "a proxy for everything": ({"all": "http://proxy.example"}, "https://hub.example", ("proxy.example", 80)),
+    "a proxy without a scheme": ({"https": "proxy.example:3128"}, "https://hub.example", ("proxy.example", 3128)),
+    "a proxy of another scheme": ({"ftp": "http://proxy.example:1"}, "https://hub.example", ("hub.example", 443)),
+    "a proxy that the hub goes around": (
+        {"https": "http://proxy.example:3128", "no": "hub.example"}, "https://hub.example", ("hub.example", 443),
+    ),
+    "a kind of proxy that only the client knows": ({"all": "socks5h://proxy.example"}, "https://hub.example", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_where_a_connection_is_tried(place: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    proxies, endpoint, expected = place
+    for variable in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(variable)
+    for scheme, address in proxies.items():
+        monkeypatch.setenv(f"{scheme}_proxy", address)
+    tried: list[tuple[str, int]] = []
+
+    def refused(address: tuple[str, int], **_: object) -> None:
+        tried.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("socket.create_connection", refused)
+    assert hub._answers(urlsplit(endpoint)) is (expected is None)
+    assert tried == ([] if expected is None else [expected])
+
+
+def nothing_there(listener: socket.socket, asked: list[str]) -> None:
+    """Answer every request that nothing is there, until the listener is closed."""
+    with suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                if request := connection.recv(1 << 16):
+                    asked.append(request.split()[1].decode())
+                    connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+def test_a_hub_that_answers_is_asked(tmp_path: Path) -> None:
+    asked: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=nothing_there, args=(listener, asked), daemon=True).start()
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
+            "HF_HOME": str(tmp_path),
+            "HF_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}",
+        }
+        command = [sys.executable, "-c", OFFLINE, json.dumps(["hf:me/absent"])]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["hf:me/absent"][0] == "HubUnreachableError"
+    assert any("me/absent" in path and path.endswith("config.json") for path in asked)
+
+
+def test_the_switch_of_the_client_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_answers", lambda _: False)
+    for before in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", before)
+        with pytest.raises(HubUnreachableError, match="offline: True"), hub.hub("me/absent"):
+            raise OSError(f"offline: {constants.is_offline_mode()}")
+        assert constants.HF_HUB_OFFLINE is before
+    monkeypatch.setattr(hub, "_answers", lambda _: True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with hub.hub("me/there"):
+        assert not constants.is_offline_mode()
 
 
 def test_what_the_hub_client_has_stored_needs_no_network(offline: dict[str, list[Any]]) -> None:

@@ -1,10 +1,8 @@
 """From a name, a folder or a weight file to a ``VisionModel``; weights are never unpickled."""
 
 import io
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import torch
 from torch import nn
 
 from tokentm.errors import (
-    HubUnreachableError,
     InputError,
     MissingExtraError,
     ModelLoadError,
@@ -22,12 +19,13 @@ from tokentm.errors import (
     nearest,
 )
 from tokentm.models._reading import LOAD_FAILURES, and_more, read_json, read_processor, reason
+from tokentm.models.hub import hub, quiet
 from tokentm.models.image_text import class_texts, prompts_of
 from tokentm.models.transforms import ImageTransform
 from tokentm.models.vision_model import VisionModel, check_transform, describe
 from tokentm.models.weight_files import is_weight_file, model_of_weight_file
 
-__all__ = ["BUNDLED", "load_model", "quiet"]
+__all__ = ["BUNDLED", "load_model"]
 
 BUNDLED = {
     "shapes": "eight shapes on cluttered scenes, 96×96, offline (8 classes)",
@@ -132,13 +130,13 @@ def _load(source: str, arch: str | None, transform: ImageTransform | None) -> Vi
         return _from_folder(path, transform)
     prefix, _, rest = source.partition(":")
     if prefix == "hf" and rest:
-        return _from_hub(rest, transform)
+        return _fromhub(rest, transform)
     if prefix == "torchvision" and rest:
         return _from_torchvision(rest)
     if prefix == "open_clip" and rest:
         from tokentm.models._image_text_loading import from_open_clip
 
-        with _hub(source):
+        with hub(source):
             return from_open_clip(rest)
     if "/" in source or source.startswith("."):
         raise ModelLoadError(
@@ -156,7 +154,7 @@ def _from_timm(name: str) -> VisionModel:
             f"Unknown model {name!r}: not a bundled model, a local folder or a timm name.{nearest(name, known)}"
         )
     _check_architecture(name)
-    with _hub(name):
+    with hub(name):
         module = timm.create_model(name, pretrained=True)
     return describe(module.eval(), name=name)
 
@@ -223,18 +221,18 @@ def _with_texts_as_names(model: VisionModel) -> VisionModel:
     return model
 
 
-def _from_hub(repository: str, transform: ImageTransform | None) -> VisionModel:
+def _fromhub(repository: str, transform: ImageTransform | None) -> VisionModel:
     from huggingface_hub import hf_hub_download
 
-    with _hub(repository):
+    with hub(repository):
         config = read_json(Path(hf_hub_download(repository, "config.json")))
     if "architecture" in config:
         import timm
 
-        with _hub(repository):
+        with hub(repository):
             module = timm.create_model(f"hf-hub:{repository}", pretrained=True)
         return _described_timm(module, f"hf:{repository}")
-    with _hub(repository):
+    with hub(repository):
         return _from_transformers(repository, f"hf:{repository}", config, transform)
 
 
@@ -296,48 +294,7 @@ def _from_torchvision(name: str) -> VisionModel:
         class_names=tuple(weights.meta["categories"]) if "vit" in name else None,
         name=f"torchvision:{name}",
     )
-    with _hub(name), redirect_stdout(io.StringIO()):  # torch.hub prints where results go
+    with hub(name, hugging_face=False), redirect_stdout(io.StringIO()):  # torch.hub prints where results go
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     module.load_state_dict(state)
     return model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the reports of model libraries and hub clients from the user, who is told in one sentence instead."""
-    root = logging.getLogger()  # open_clip reports through it, and logging then gives it a handler
-    loggers = [root, *(logging.getLogger(name) for name in ("huggingface_hub", "transformers", "httpx", "httpx2"))]
-    levels, handlers = [logger.level for logger in loggers], list(root.handlers)
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        root.handlers[:] = handlers
-
-
-@contextmanager
-def _hub(name: str) -> Iterator[None]:
-    """Fetch something: the hub client's retries stay silent and whatever they end in becomes one sentence."""
-    try:
-        with quiet():
-            yield
-    except TokentmError:
-        raise
-    except (*LOAD_FAILURES, *_network_failures()) as error:
-        raise HubUnreachableError(
-            f"The weights of {name!r} are not in the local cache and their hub did not deliver them "
-            f"({reason(error)}); check name and network, pass a local folder, or take a "
-            "bundled model (--model shapes, --model cifar10)."
-        ) from error
-
-
-def _network_failures() -> tuple[type[Exception], ...]:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # Among its bases is that of the HTTP client in use (requests, httpx or httpx2, by release of the hub library).
-    return tuple(kind for kind in HfHubHTTPError.__mro__ if kind is not Exception and issubclass(kind, Exception))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tokentm.errors import ModelLoadError
-from tokentm.models.loading import quiet
+from tokentm.models.hub import quiet
 from tokentm.models.vision_model import VisionModel, describe, image_text
 
 __all__ = ["untrained"]

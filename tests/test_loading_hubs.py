@@ -31,7 +31,8 @@ for name in json.loads(sys.argv[1]):
     start = time.perf_counter()
     try:
         model = tokentm.load_model(name)
-        answer = ["loaded", f"{model.name} {model.anatomy.family} {model.class_names and model.class_names[0]}"]
+        said = "with" if model.transform else "without"
+        answer = ["loaded", f"{model.name} {model.anatomy.family} {model.class_names[0]}, {said} a transform"]
     except Exception as error:
         answer = [type(error).__name__, str(error)]
     answers[name] = [*answer, time.perf_counter() - start]
@@ -42,7 +43,7 @@ print(json.dumps(answers))
 UNREACHABLE = [ARCH, "hf:me/absent", "hf:not a repository", "torchvision:vit_b_16"]
 
 
-def hub_cache(root: Path, repository: str, fill: Callable[[Path], Path]) -> None:
+def hub_cache(root: Path, repository: str, fill: Callable[[Path], object]) -> None:
     """What the hub client would have stored of ``repository``."""
     entry = root / "hub" / f"models--{repository.replace('/', '--')}"
     (entry / "refs").mkdir(parents=True)
@@ -60,6 +61,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     hub_cache(root, "me/swin", lambda folder: transformers_folder(folder, swin))
     hub_cache(root, "me/vit", lambda folder: transformers_folder(folder, named("transformers-vit")))
     hub_cache(root, "me/timm", timm_folder)
+    hub_cache(root, "me/bare", lambda folder: named("transformers-vit").save_pretrained(folder))
     names = [
         ARCH,
         "hf:me/absent",
@@ -67,6 +69,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         "hf:me/swin",
         "hf:me/vit",
         "hf:me/timm",
+        "hf:me/bare",
         "torchvision:vit_b_16",
     ]
     nowhere = "http://127.0.0.1:9"  # where nothing listens
@@ -171,8 +174,12 @@ def test_the_switch_of_the_client_is_put_back(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_the_hub_client_has_stored_needs_no_network(offline: dict[str, list[Any]]) -> None:
-    assert offline["hf:me/vit"][:2] == ["loaded", f"hf:me/vit transformers ViT {NAMES[0]}"]
-    assert offline["hf:me/timm"][:2] == ["loaded", f"hf:me/timm timm ViT {NAMES[0]}"]
+    assert offline["hf:me/vit"][:2] == ["loaded", f"hf:me/vit transformers ViT {NAMES[0]}, with a transform"]
+    assert offline["hf:me/timm"][:2] == ["loaded", f"hf:me/timm timm ViT {NAMES[0]}, with a transform"]
+
+
+def test_a_repository_that_says_no_preprocessing_loads_without(offline: dict[str, list[Any]]) -> None:
+    assert offline["hf:me/bare"][:2] == ["loaded", f"hf:me/bare transformers ViT {NAMES[0]}, without a transform"]
 
 
 def test_a_model_from_the_hub_that_cannot_be_explained_is_not_blamed_on_the_network(offline: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -94,19 +95,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_processor(source: str) -> ImageTransform | None:
-    """The input transform of a transformers folder or repository; None for a folder that says none.
+    """The input transform of a transformers folder or repository; None for one that says none.
 
     Raises:
         ModelLoadError: It cannot be followed exactly; transformers raises ``LOAD_FAILURES`` of its own.
     """
-    folder, names = Path(source), ("preprocessor_config.json", "processor_config.json")
-    if folder.is_dir() and not any((folder / name).exists() for name in names):
+    if not any(_holds(source, name) for name in ("preprocessor_config.json", "processor_config.json")):
         return None
     from transformers import AutoImageProcessor
 
     # Code that comes with a repository is never run.
     processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
     return ImageTransform.from_processor(processor.to_dict())
+
+
+def _holds(source: str, name: str) -> bool:
+    """Whether a folder, or a repository of the hub, has a file."""
+    folder = Path(source)
+    if folder.is_dir():
+        return (folder / name).exists()
+    try:
+        hf_hub_download(source, name)
+    except hub_errors.EntryNotFoundError:
+        return False
+    return True
 
 
 def reason(error: BaseException) -> str:

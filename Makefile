@@ -18,7 +18,7 @@ help:
 	@echo "make supported-models  examine every ViT entry of timm, write docs/supported-models.md"
 	@echo "make test-ray     run the tests on a real Ray: two workers, two nodes, kills"
 	@echo "make train-shapes train the bundled model shapes again, into runs/shapes (up to an hour on two cores)"
-	@echo "make bench        time and memory beside peers, write docs/benchmarks.md (over 10 minutes)"
+	@echo "make bench        time and memory beside peers, write docs/benchmarks.md (half an hour)"
 	@echo "make clean        remove everything that these targets made"
 
 demo: $(STAMP)

@@ -32,7 +32,8 @@ def table(case: str, rows: Mapping[str, Row]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        memory = f"{row['mib']:,.0f} | {row['mib'] / base['mib']:.2f}" if "mib" in row else " | "
+        peak = max(0.0, row.get("mib", 0.0))  # a forward pass may stay below what loading took
+        memory = f"{peak:,.0f} | {peak / base['mib']:.2f}" if "mib" in row else " | "
         lines.append(f"| {name} | {row['seconds']:.3f} | {row['ratio']:.2f} | {row['rounds']:.0f} | {memory} |")
     return "\n".join(lines) + "\n"
 

@@ -1,16 +1,14 @@
 """Gradients that only late blocks need: the same numbers, from a graph that begins there."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import tokentm
+from tests.support.operations import Operations
 from tests.support.recorded import described
 from tests.support.zoo import ZOO, build, image_batch
 from tokentm.errors import UnsupportedModelError
@@ -28,18 +26,6 @@ WHOLE = {
     Signal.LAST_TOKENS_GRAD: Signal.TOKENS_GRAD,
     Signal.FINAL_GRAD: Signal.TOKENS_GRAD | Signal.ATTENTION_GRAD,
 }
-
-
-class Operations(TorchDispatchMode):
-    """Counts as ``FlopCounterMode`` does, whose tracking of modules no graph can bear that starts at a block."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += int(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result))
-        return result
 
 
 def recording(model: nn.Module, images: Tensor, signals: Signal) -> Recording:
@@ -99,6 +85,13 @@ def test_earlier_gradients_are_not_recorded() -> None:
         for read in (lambda: block.grad, lambda: block.tokens_grad):  # noqa: B023  (called at once)
             with pytest.raises(AssertionError, match="without declaring it"):
                 read()
+
+
+def test_the_pass_that_counts_biases_leaves_no_gradient_of_tokens() -> None:
+    trace = recording(build("timm-vit"), image_batch("timm-vit"), Signal.BIAS_SHARE).trace(torch.tensor([3, 1]))
+    assert trace.bias_share.count_nonzero()
+    with pytest.raises(AssertionError, match="without declaring it"):
+        _ = trace.blocks[0].tokens_grad
 
 
 @pytest.mark.parametrize("others", [Signal(0), Signal.ATTENTION_GRAD, Signal.TOKENS_GRAD, Signal.IMAGE_GRAD], ids=str)

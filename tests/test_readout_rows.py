@@ -5,10 +5,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import tokentm
 from tests.support.mutants import mutant
+from tests.support.operations import Operations
 from tests.support.zoo import build
 from tokentm.backward import BACKWARD
 from tokentm.models.anatomy import Readout
@@ -161,9 +161,9 @@ def test_only_heads_that_read_no_patch_go_this_way(pool: str, taken: bool, monke
 
 def operations(model: torch.nn.Module, images: Tensor, signals: Signal) -> int:
     """Of the forward pass and all backward passes."""
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counter:
         record(tokentm.load_model(model), images, signals).trace(torch.tensor([3, 1]))
-    return int(counter.get_total_flops())
+    return counter.total
 
 
 @pytest.mark.parametrize(("pool", "most"), [("token", 1.05), ("avg", 1.8)])

@@ -118,8 +118,8 @@ class Recording:
             wanted |= tokens
         elif Signal.LAST_TOKENS_GRAD in signals:
             wanted |= tokens[-2:]
-        if Signal.BIAS_SHARE in signals:  # all layers between here and the score count theirs
-            wanted |= tokens[:1]
+        if Signal.BIAS_SHARE in signals:  # so that the pass goes as far, and every layer on its way counts its own
+            wanted["first"] = tokens[0][1]
         if Signal.IMAGE_GRAD in signals:
             wanted["image"] = self._inputs
         return wanted

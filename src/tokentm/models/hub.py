@@ -13,7 +13,7 @@ from tokentm.models._reading import LOAD_FAILURES, reason
 
 __all__ = ["hub", "quiet"]
 
-_PATIENCE = 3.0  # seconds for a connection
+_PATIENCE = 5.0  # seconds for a connection to each address of a host
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Taken:
     signals: Signal
     keep: Tensor | None  # (b, m) patch tokens that enter the first block; None for all
     attention: list[AttentionCall | None]  # one slot per block, and one for the attention pooling behind them
-    start: int = 0  # the first of these that gradients have to pass
+    start: int  # the first of these that gradients have to pass
     tokens_in: dict[int, Tensor] = field(default_factory=dict)  # in the graph; index blocks+0 … the last is final
     tokens_mid: dict[int, Tensor] = field(default_factory=dict)
     ffn_added: dict[int, Tensor] = field(default_factory=dict)
